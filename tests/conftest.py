@@ -1,0 +1,29 @@
+"""What every test shares: no network, no window, and the folder of real data where there is one."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def real_data() -> Path | None:
+    """Return the folder of benchmark data: XLCORE_DATA, else shared/data beside the checkout."""
+    named = os.environ.get("XLCORE_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if named and not folder.is_dir():
+        raise pytest.UsageError(f"XLCORE_DATA names {named!r}, which is not a folder")
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of benchmark data, or skip the test where there is none."""
+    folder = real_data()
+    if folder is None:
+        pytest.skip("no benchmark data: set XLCORE_DATA to its folder")
+    return folder

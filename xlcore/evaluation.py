@@ -1,0 +1,94 @@
+"""All prompts of a study scored against one pass over each language's texts.
+
+Takes trained vectors and a language's test texts, gives predictions, accuracy and macro-F1.
+SPT section 4: the label is the best-scored label word; accuracy and macro-F1 per language.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xlcore.backbones import Backbone
+from xlcore.data import TaskData
+from xlcore.prompts import Layout, Verbalizer
+
+PASS_TOKENS = 4096  # text or prompt tokens a pass: bounds its activations
+SIDE_BY_SIDE = 512  # prompt tokens that share one pass
+
+
+@torch.no_grad()
+def score(
+    backbone: Backbone,
+    prompts: Sequence[Tensor],
+    texts: Sequence[str],
+    verbalizer: Verbalizer,
+    position: str = "suffix",
+    max_length: int = 128,
+) -> Tensor:
+    """Return every prompt's score for every label word, (P, N, K), in the texts' order.
+
+    prompts: P vectors (n, d), lengths may differ. Texts are sorted by length, trimmed, and each
+    batch's keys and values live only as long as the batch: memory does not grow with N.
+    """
+    layout = Layout(tuple(len(p) for p in prompts), max_length, position)
+    tokens = backbone.tokenize(texts, layout.budget(min(layout.lengths)))
+    words = torch.tensor(verbalizer.ids, device=backbone.device)
+    order = tokens.lengths.argsort(stable=True)
+    out = torch.zeros(len(prompts), len(texts), len(words))
+    groups = layout.groups(SIDE_BY_SIDE)
+    widest = max(sum(layout.lengths[p] for p in group) for group in groups)
+    longest = max(widest, int(tokens.lengths.max()))
+    for rows in order.split(max(1, PASS_TOKENS // longest)):
+        batch = tokens.rows(rows)
+        states = backbone.encode(batch) if position == "suffix" else batch
+        for group in groups:
+            vectors = torch.cat([prompts[p] for p in group]).to(backbone.device)  # (S, d)
+            hidden = backbone.prompt_states(states, vectors, layout.pick(group))  # (B, P, d)
+            scores = backbone.logits(hidden, words).cpu()  # (B, P, K)
+            out[torch.tensor(group)[:, None], rows.cpu()] = scores.transpose(0, 1)
+    return out
+
+
+def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the share of equal entries of two label arrays (N,), in percent."""
+    return float(100 * np.mean(gold == predicted))
+
+
+def macro_f1(gold: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Return the mean F1 over `classes` labels, in percent; a class never met counts as 0."""
+    table = np.zeros((classes, classes))
+    np.add.at(table, (gold, predicted), 1)
+    both = table.sum(0) + table.sum(1)  # true positives counted twice, plus all errors
+    return float(100 * np.mean(2 * table.diagonal() / np.maximum(both, 1)))
+
+
+def evaluate(
+    backbone: Backbone,
+    prompts: Sequence[Tensor],
+    data: TaskData,
+    verbalizer: Verbalizer,
+    languages: Iterable[str] | None = None,
+    position: str = "suffix",
+    max_length: int = 128,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Return accuracy and macro-F1 (percent) of every prompt on each language's test texts.
+
+    Columns: prompt (its number), language (ISO 639-3), metric, value. All prompts of a language
+    share one pass over its texts.
+    """
+    codes = [data.code(x) for x in languages or [x.iso639_3 for x in data.languages]]
+    rows = []
+    for code in (bar := tqdm(codes, unit="language", disable=not progress, leave=False)):
+        bar.set_postfix_str(code)
+        test = data.examples(code, "test")
+        gold = verbalizer.index(test.label).numpy()
+        scores = score(backbone, prompts, test.text, verbalizer, position, max_length)
+        for p, predicted in enumerate(scores.argmax(-1).numpy()):
+            f1 = macro_f1(gold, predicted, len(verbalizer.labels))
+            rows += [(p, code, "accuracy", accuracy(gold, predicted)), (p, code, "macro_f1", f1)]
+    return pd.DataFrame(rows, columns=["prompt", "language", "metric", "value"])

@@ -1,0 +1,351 @@
+"""Training many soft prompts at once on a frozen decoder, on text states made once.
+
+Takes prompts and a few-shot draw each, gives the vectors of the best dev epoch and of the last.
+SPT section 4: AdamW, linear decay, warm-up, clipping, best epoch by English dev loss.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from xlcore.backbones import Backbone, TextStates, Tokens, pad
+from xlcore.errors import InputError, choose
+from xlcore.prompts import Layout, SoftPrompt, Verbalizer
+
+LOSSES = ("vocabulary", "label_words")
+HEAD_ROWS = 64  # rows of (V,) scores held at once: 64 MB at 262,144 words
+PASS_TOKENS = 4096  # prompt tokens a pass: bounds its activations
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a prompt is trained; the defaults are the paper's example except the learning rate."""
+
+    epochs: int = 20
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    warmup: float = 0.1
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    loss: str = "vocabulary"
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        choose("loss", self.loss, LOSSES)
+        for name in ("epochs", "batch_size", "learning_rate", "clip", "max_length"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)!r} must be greater than 0")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup {self.warmup!r} must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts as tokens with their label numbers (B,): one side of a few-shot draw."""
+
+    tokens: Tokens
+    labels: Tensor
+
+
+@dataclass
+class Job:
+    """One prompt to train, the draw it learns from, and the seed of its batch order."""
+
+    prompt: SoftPrompt
+    train: Labelled
+    dev: Labelled
+    seed: int
+    learning_rate: float | None = None  # None: the settings' one
+
+
+@dataclass
+class Trained:
+    """What training gives: the best epoch's vectors, the last one's, and the way there."""
+
+    best: Tensor  # (n, d) at the lowest dev loss
+    last: Tensor  # (n, d)
+    history: list[dict] = field(default_factory=list)  # epoch, train_loss, dev_loss, dev_accuracy
+
+    @property
+    def best_epoch(self) -> int:
+        return min(self.history, key=lambda row: row["dev_loss"])["epoch"]
+
+
+class TrainingDiverged(ArithmeticError):
+    """A loss is no longer finite; the message names the prompts, the epoch and the rates."""
+
+
+class TextCache:
+    """Keys and values of training texts, made once, kept up to a memory budget.
+
+    Texts beyond `max_bytes` are run again whenever a batch needs them: slower, the same values.
+    """
+
+    def __init__(self, backbone: Backbone, tokens: Sequence[Tokens], max_bytes: int) -> None:
+        self.backbone, self.room = backbone, max_bytes
+        self.ids = [row[m].tolist() for t in tokens for row, m in zip(t.ids, t.mask, strict=True)]
+        self.kept: dict[int, Tensor] = {}  # row -> (L, 2, H, T_row, d_h)
+
+    def batch(self, rows: Sequence[int]) -> TextStates:
+        """Return the states of these texts, padded on the right to the longest."""
+        missing = [r for r in dict.fromkeys(rows) if r not in self.kept]
+        fresh = self._run(missing) if missing else {}
+        states = [self.kept[r] if r in self.kept else fresh[r] for r in rows]
+        tokens = self.tokens(rows)
+        L, two, H, _, d_h = states[0].shape
+        out = states[0].new_zeros(L, two, len(rows), H, tokens.ids.shape[1], d_h)
+        for b, s in enumerate(states):
+            out[:, :, b, :, : s.shape[3]] = s
+        return TextStates(tokens, tuple((layer[0], layer[1]) for layer in out))
+
+    def tokens(self, rows: Sequence[int]) -> Tokens:
+        return pad([self.ids[r] for r in rows], self.backbone.device)
+
+    def _run(self, rows: list[int]) -> dict[int, Tensor]:
+        """Encode these texts and keep as many as the budget still allows."""
+        states = self.backbone.encode(self.tokens(rows))
+        packed = torch.stack([torch.stack(pair) for pair in states.pairs])  # (L, 2, B, H, T, d_h)
+        fresh = {}
+        for b, row in enumerate(rows):
+            fresh[row] = packed[:, :, b, :, : len(self.ids[row])].clone()
+            if fresh[row].nbytes <= self.room:
+                self.kept[row], self.room = fresh[row], self.room - fresh[row].nbytes
+        return fresh
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy (R,) under a frozen head, a few rows at a time, with its gradient."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, score: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+        losses, grads = [], []
+        for h, t in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            with torch.enable_grad():
+                h = h.detach().requires_grad_()
+                loss = nn.functional.cross_entropy(score(h), t, reduction="none")
+                grads += torch.autograd.grad(loss.sum(), h)
+            losses.append(loss.detach())
+        ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple:
+        grads, = ctx.saved_tensors
+        return (grads * upstream[:, None]).to(grads.dtype), None, None
+
+
+def label_loss(
+    backbone: Backbone, hidden: Tensor, labels: Tensor, verbalizer: Verbalizer, loss: str
+) -> Tensor:
+    """Return the cross-entropy (B, P) of hidden states (B, P, d) for label numbers (B,).
+
+    loss: over the full vocabulary (SPT) or over the label words only.
+    """
+    B, P, d = hidden.shape
+    ids = torch.tensor(verbalizer.ids, device=hidden.device)
+    labels = labels.to(hidden.device).repeat_interleave(P)  # (B * P,)
+    flat = hidden.reshape(B * P, d)
+    if loss == "label_words":
+        scores = backbone.logits(flat, ids)  # (B * P, K)
+        return nn.functional.cross_entropy(scores, labels, reduction="none").view(B, P)
+    return _HeadLoss.apply(flat, backbone.logits, ids[labels]).view(B, P)
+
+
+def fit(
+    backbone: Backbone,
+    jobs: Sequence[Job],
+    verbalizer: Verbalizer,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    progress: bool = True,
+    max_bytes: int = 2**30,
+) -> list[Trained]:
+    """Train all jobs' prompts together, step by step, and return one result per job.
+
+    Every prompt has its own gradient clipping, dev selection and batch order (from its seed), so
+    its result does not depend on which others train beside it. `max_bytes` bounds the keys and
+    values of texts that are kept between steps. Raises InputError if the jobs' draws differ in
+    their number of batches, TrainingDiverged if a loss is not finite. Source: SPT, section 4.
+    """
+    crowds = _crowds(backbone, jobs, verbalizer, settings, max_bytes)
+    optimizer, schedule = _optimizer(jobs, settings)
+    results = [Trained(job.prompt.vectors().detach().clone(), torch.empty(0)) for job in jobs]
+    bar = tqdm(total=settings.epochs, unit="epoch", disable=not progress, leave=False)
+    for epoch in range(1, settings.epochs + 1):
+        train = _epoch(crowds, jobs, optimizer, schedule, settings, epoch)
+        dev = {j: found for crowd in crowds for j, found in crowd.dev()}
+        for j, result in enumerate(results):
+            row = dict(zip(("dev_loss", "dev_accuracy"), dev[j], strict=True))
+            if all(row["dev_loss"] < past["dev_loss"] for past in result.history):
+                result.best = jobs[j].prompt.vectors().detach().clone()
+            result.history.append(dict(epoch=epoch, train_loss=train[j]) | row)
+        bar.set_postfix(dev_loss=f"{sum(d[0] for d in dev.values()) / len(jobs):.3f}")
+        bar.update()
+    bar.close()
+    for result, job in zip(results, jobs, strict=True):
+        result.last = job.prompt.vectors().detach().clone()
+    return results
+
+
+def _crowds(backbone, jobs, verbalizer, settings, max_bytes) -> list["_Crowd"]:
+    """Put jobs on the same draw and seed together, and draws with equal prompts in one crowd."""
+    if not jobs:
+        raise InputError("no prompt to train: `jobs` is empty")
+    sizes = {-(-len(job.train.labels) // settings.batch_size) for job in jobs}
+    if len(sizes) > 1:
+        raise InputError(
+            f"draws of {sorted(sizes)} batches an epoch cannot share one schedule; "
+            "train numbers of shots that differ in separate calls"
+        )
+    draws: dict[tuple, list[int]] = {}
+    for j, job in enumerate(jobs):
+        job.prompt.to(backbone.device)
+        draws.setdefault((id(job.train), job.seed, job.prompt.position), []).append(j)
+    alike: dict[tuple, list[list[int]]] = {}
+    for (*_, position), members in draws.items():
+        lengths = tuple(len(jobs[j].prompt) for j in members)
+        alike.setdefault((lengths, position), []).append(members)
+    share = max_bytes // len(alike)
+    return [
+        _Crowd(backbone, jobs, members, Layout(*key), verbalizer, settings, share)
+        for key, members in (
+            ((lengths, settings.max_length, position), m) for (lengths, position), m in alike.items()
+        )
+    ]
+
+
+def _optimizer(jobs: Sequence[Job], settings: Settings) -> tuple:
+    """Return AdamW with a group (and rate) per prompt, and the linear schedule with warm-up."""
+    groups = [
+        dict(params=list(j.prompt.parameters()), lr=j.learning_rate or settings.learning_rate)
+        for j in jobs
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    steps = -(-len(jobs[0].train.labels) // settings.batch_size) * settings.epochs
+    warm = int(settings.warmup * steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, warm, steps)
+
+
+def _epoch(crowds, jobs, optimizer, schedule, settings, epoch) -> list[float]:
+    """Run one epoch; return each job's mean training loss."""
+    seen: list[list[float]] = [[] for _ in jobs]
+    for batches in zip(*(crowd.batches(epoch) for crowd in crowds), strict=True):
+        optimizer.zero_grad()
+        for crowd, batch in zip(crowds, batches, strict=True):
+            for j, loss in crowd.step(batch):
+                seen[j].append(loss)
+        _check_finite(jobs, seen, epoch, optimizer)
+        for job in jobs:
+            nn.utils.clip_grad_norm_(job.prompt.parameters(), settings.clip)
+        optimizer.step()
+        schedule.step()
+    return [sum(losses) / len(losses) for losses in seen]
+
+
+def _check_finite(jobs, seen, epoch, optimizer) -> None:
+    lost = [j for j, losses in enumerate(seen) if not math.isfinite(losses[-1])]
+    if lost:
+        rates = sorted({optimizer.param_groups[j]["initial_lr"] for j in lost})
+        names = ", ".join(f"{jobs[j].prompt.name or len(jobs[j].prompt)}" for j in lost)
+        raise TrainingDiverged(
+            f"the loss of prompt {names} is not finite in epoch {epoch} (learning rate "
+            f"{', '.join(f'{r:g}' for r in rates)}); lower the learning rate"
+        )
+
+
+class _Crowd:
+    """Draws whose prompts have the same lengths: their texts and prompts share each pass.
+
+    G draws, each with P prompts of S tokens in all; a batch takes `batch_size` texts of each draw.
+    """
+
+    def __init__(self, backbone, jobs, members, layout, verbalizer, settings, max_bytes) -> None:
+        self.backbone, self.jobs, self.members = backbone, jobs, members
+        self.layout, self.verbalizer, self.settings = layout, verbalizer, settings
+        self.rows = max(1, PASS_TOKENS // sum(layout.lengths))
+        first = [jobs[m[0]] for m in members]  # one job stands for each draw
+        self.seeds = [job.seed for job in first]
+        self.train = _Side(backbone, [job.train for job in first], max_bytes)
+        self.held_out = _Side(backbone, [job.dev for job in first], max_bytes // 4)
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """Return the epoch's batches: row numbers, a batch of every draw side by side."""
+        orders = []
+        for seed, rows in zip(self.seeds, self.train.rows, strict=True):
+            generator = torch.Generator().manual_seed(1000 * seed + epoch)
+            shuffled = rows[torch.randperm(len(rows), generator=generator)]
+            orders.append(shuffled.split(self.settings.batch_size))
+        return [torch.cat(parts) for parts in zip(*orders, strict=True)]
+
+    def step(self, batch: Tensor) -> list[tuple[int, float]]:
+        """Add the batch's gradients; return (job, loss) pairs. Halves its pass if memory ends."""
+        while True:
+            kept = [p.grad for m in self.members for j in m for p in self.jobs[j].prompt.parameters()]
+            try:
+                return self._means(batch, self.train, backward=True)
+            except torch.OutOfMemoryError:
+                if self.rows == 1 or any(g is not None for g in kept):
+                    raise
+            self._forget()
+            self.rows //= 2
+            print(f"out of memory: going on with {self.rows} texts a pass")
+
+    def _forget(self) -> None:
+        for members in self.members:
+            for j in members:
+                self.jobs[j].prompt.zero_grad()
+        torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def dev(self) -> list[tuple[int, tuple[float, float]]]:
+        """Return (job, (dev loss, dev accuracy)) pairs."""
+        rows = torch.cat(self.held_out.rows)
+        losses = self._means(rows, self.held_out)
+        right = self._means(rows, self.held_out, measure=self._right)
+        return [(j, (loss, hit)) for (j, loss), (_, hit) in zip(losses, right, strict=True)]
+
+    def _means(self, rows, side, backward=False, measure=None) -> list[tuple[int, float]]:
+        """Average a measure (B, P) over each draw's rows, a bounded number of rows a pass."""
+        measure = measure or self._loss
+        count = side.draw[rows].bincount(minlength=len(self.members))  # (G,)
+        total = torch.zeros(len(self.members), len(self.layout.lengths))  # (G, P)
+        for part in rows.split(self.rows):
+            value = measure(part, side) / count[side.draw[part], None].to(self.backbone.device)
+            if backward:
+                value.sum().backward()
+            total.index_add_(0, side.draw[part], value.detach().float().cpu())
+        return [(j, total[g, p].item()) for g, m in enumerate(self.members) for p, j in enumerate(m)]
+
+    def _hidden(self, rows: Tensor, side: "_Side") -> Tensor:
+        """Return the label positions' hidden states of these rows, (B, P, d)."""
+        prompts = [[self.jobs[j].prompt.vectors() for j in members] for members in self.members]
+        vectors = torch.stack([torch.cat(own) for own in prompts])  # (G, S, d)
+        own = vectors[side.draw[rows].to(vectors.device)]  # (B, S, d)
+        whole = self.layout.position == "suffix"
+        states = side.cache.batch(rows.tolist()) if whole else side.cache.tokens(rows.tolist())
+        return self.backbone.prompt_states(states, own, self.layout)
+
+    def _loss(self, rows: Tensor, side: "_Side") -> Tensor:
+        hidden = self._hidden(rows, side)
+        labels = side.labels[rows]
+        return label_loss(self.backbone, hidden, labels, self.verbalizer, self.settings.loss)
+
+    def _right(self, rows: Tensor, side: "_Side") -> Tensor:
+        ids = torch.tensor(self.verbalizer.ids, device=self.backbone.device)
+        scores = self.backbone.logits(self._hidden(rows, side), ids)  # (B, P, K)
+        return (scores.argmax(-1).cpu() == side.labels[rows, None]).float().to(scores.device)
+
+
+class _Side:
+    """The training (or dev) texts of several draws in one cache, with their labels."""
+
+    def __init__(self, backbone: Backbone, draws: Sequence[Labelled], max_bytes: int) -> None:
+        sizes = torch.tensor([len(d.labels) for d in draws])
+        self.labels = torch.cat([d.labels for d in draws])  # (N,)
+        self.draw = torch.repeat_interleave(torch.arange(len(draws)), sizes)  # (N,)
+        self.rows = torch.arange(len(self.labels)).split(sizes.tolist())
+        self.cache = TextCache(backbone, [d.tokens for d in draws], max_bytes)
