@@ -79,7 +79,7 @@ assert weights_sha256(model.model) == before  # the backbone is frozen to the bi
 
 # %%
 figure, ax = plt.subplots(figsize=(5.6, 3))
-for job, result in zip(jobs, trained, strict=True):
+for result in trained:
     history = pd.DataFrame(result.history).set_index("epoch")
     ax.plot(history.dev_loss, color=figures.BLUE, alpha=0.6)
     ax.plot(result.best_epoch, history.dev_loss[result.best_epoch], "o", color=figures.ORANGE)
@@ -119,9 +119,8 @@ far = distances()["syntactic"]
 table = by_seed(accuracy[accuracy.method == "soft_prompt"], ["language"]).set_index("language")
 table["distance"] = far.reindex(table.index)
 others = table.drop(index="eng", errors="ignore").dropna(subset="distance")
-if len(others) > 2:
-    print("Spearman rank correlation, n = %d: %.2f (p = %.3f)" % (
-        len(others), *stats.spearmanr(others.distance, others["mean"])))  # fmt: skip
+rho, p = stats.spearmanr(others.distance, others["mean"])
+print(f"Spearman rank correlation over {len(others)} languages: {rho:.2f} (p = {p:.3f})")
 
 # %% [markdown]
 # ## 5. Which epoch?

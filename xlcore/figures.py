@@ -47,7 +47,9 @@ def caption(figure: Figure, text: str, rows: pd.DataFrame) -> None:
     """Write what stands behind a figure under it: data, model, n, interval, and the rows' hash."""
     whole = f"{text} Rows {rows_hash(rows)[:12]}."
     width = int(figure.get_figwidth() * 19)
-    figure.supxlabel("\n".join(textwrap.wrap(whole, width)), fontsize=7, color="#555555", ha="center")
+    figure.supxlabel(
+        "\n".join(textwrap.wrap(whole, width)), fontsize=7, color="#555555", ha="center"
+    )
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
@@ -129,11 +131,13 @@ def length_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure
         table = by_seed(part, ["length"]).sort_values("length")
         left.plot(table.length, table["mean"], "o-", color=colour, label=label)
         left.fill_between(table.length, table.low, table.high, color=colour, alpha=0.18, lw=0)
-    left.legend(loc="lower left")
+    left.legend(ncols=2, loc="upper left", bbox_to_anchor=(-0.02, 1.12), columnspacing=1)
     _each_language(right, rows)
     for ax in (left, right):
         ax.set_xscale("log")
-        ax.set_xticks(sorted(rows.length.unique()), [f"{n:g}" for n in sorted(rows.length.unique())])
+        ax.set_xticks(
+            sorted(rows.length.unique()), [f"{n:g}" for n in sorted(rows.length.unique())]
+        )
         ax.minorticks_off()
         ax.set(xlabel="prompt length (tokens, log scale)", ylim=(0, 100))
     left.set_ylabel("accuracy (%)")

@@ -4,6 +4,7 @@ Between the backbone (which runs them) and the training (which moves them).
 SPT section 3: n trainable vectors at the input layer, one label word per class.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,6 +50,7 @@ def initialize(
     Raises InputError for an unknown init and, by `check_lengths`, for an impossible length.
     """
     choose("init", init, INITS)
+    check_lengths([length], sys.maxsize)
     generator = torch.Generator().manual_seed(seed)
     if init == "uniform":
         return torch.rand(length, backbone.width, generator=generator) - 0.5
@@ -86,14 +88,14 @@ class Layout:
     lengths: tuple[int, ...]
     max_length: int = 128
     position: str = "suffix"
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_lengths(self.lengths, self.max_length)
         choose("prompt position", self.position, POSITIONS)
 
     def to(self, device: torch.device) -> "Layout":
-        return self if device == self.device else replace(self, device=device)
+        return self if str(device) == self.device else replace(self, device=str(device))
 
     def budget(self, length: int) -> int:
         """Return how many text tokens a prompt of this length leaves room for."""
@@ -167,6 +169,11 @@ class Verbalizer:
                 raise InputError(
                     f"label word {word!r} (label {label!r}) is {len(found)} tokens for this "
                     f"tokenizer: {' '.join(map(repr, pieces))}; choose a word of exactly one token"
+                )
+            if found[0] == tokenizer.unk_token_id:
+                raise InputError(
+                    f"label word {word!r} (label {label!r}) is unknown to this tokenizer; choose a "
+                    "word of its vocabulary"
                 )
             if found[0] in ids.values():
                 other = next(k for k, v in ids.items() if v == found[0])

@@ -5,7 +5,7 @@ SPT section 4: train on K English examples a class, test in every language.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from xlcore import checkpoints, evaluation
 from xlcore.backbones import Backbone
 from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
 from xlcore.data import Draw, TaskData, draw, load
-from xlcore.errors import choose
+from xlcore.errors import InputError, choose
 from xlcore.prompts import (
     INITS,
     POSITIONS,
@@ -63,7 +63,11 @@ class Study:
         `settings` are those of `training.Settings`. Raises InputError for the first choice that is
         not possible: language, data file, shots, model, length, init, position, device, label word.
         """
+        for name in settings:
+            choose("setting", name, [f.name for f in fields(Settings)])
         chosen = Settings(**settings)
+        _check_different("seeds", seeds)
+        _check_different("lengths", lengths)
         choose("init", init, INITS)
         choose("prompt position", position, POSITIONS)
         choose_dtype(dtype, choose_device(device))
@@ -71,7 +75,11 @@ class Study:
         data = load(task, languages, source)
         draws = tuple(draw(data, shots, seed) for seed in seeds)
         checkpoint = checkpoints.find(backbone)
-        check_lengths(lengths, chosen.max_length, checkpoint.context)
+        if checkpoint.context and chosen.max_length > checkpoint.context:
+            raise InputError(
+                f"max_length {chosen.max_length} is longer than the context of {backbone}; "
+                f"allowed: up to {checkpoint.context}"
+            )
         family = checkpoint.family
         words = data.task.words.get(family.name, data.task.words["default"])
         verbalizer = Verbalizer.build(checkpoint.tokenizer, words, family.word_prefix)
@@ -146,7 +154,7 @@ class Study:
             study=study, task=self.data.task.name, data=self.data.name,
             backbone=self.checkpoint.name, method="soft_prompt", seed=job.seed,
             shots=self.draws[0].shots, length=len(job.prompt), init=self.init,
-            position=self.position, learning_rate=job.learning_rate or self.settings.learning_rate,
+            position=self.position, learning_rate=job.rate(self.settings),
         )  # fmt: skip
 
     def facts(self, backbone: Backbone) -> dict:
@@ -161,3 +169,10 @@ class Study:
                 dtype=str(backbone.dtype).removeprefix("torch."),
             ),
         )  # fmt: skip
+
+
+def _check_different(thing: str, values: object) -> None:
+    """Refuse anything but one or more different whole numbers in a list."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    if not listed or not values or len(set(values)) < len(values):
+        raise InputError(f"{thing} {values!r} must be a list of one or more different numbers")

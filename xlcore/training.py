@@ -19,7 +19,7 @@ from xlcore.prompts import Layout, SoftPrompt, Verbalizer
 
 LOSSES = ("vocabulary", "label_words")
 HEAD_ROWS = 64  # rows of (V,) scores held at once: 64 MB at 262,144 words
-PASS_TOKENS = 4096  # prompt tokens a pass: bounds its activations
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # prompt tokens a pass: bounds activations
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         choose("loss", self.loss, LOSSES)
-        for name in ("epochs", "batch_size", "learning_rate", "clip", "max_length"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)!r} must be greater than 0")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup {self.warmup!r} must be at least 0 and less than 1")
+        for name in ("epochs", "batch_size", "max_length"):
+            _check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
+        for name in ("learning_rate", "clip"):
+            _check_number(name, getattr(self, name), float, "greater than 0", lambda x: x > 0)
+        _check_number("weight_decay", self.weight_decay, float, "at least 0", lambda x: x >= 0)
+        _check_number(
+            "warmup", self.warmup, float, "at least 0 and less than 1", lambda x: 0 <= x < 1
+        )
+
+
+def _check_number(name: str, value: object, kind: type, rule: str, holds: Callable) -> None:
+    """Refuse a value of another type, one that is not finite, and one that breaks the rule."""
+    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not (fits and math.isfinite(value) and holds(value)):
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} {value!r} must be {rule}, {what}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,9 @@ class Job:
     dev: Labelled
     seed: int
     learning_rate: float | None = None  # None: the settings' one
+
+    def rate(self, settings: Settings) -> float:
+        return settings.learning_rate if self.learning_rate is None else self.learning_rate
 
 
 @dataclass
@@ -125,18 +139,18 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, score: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
         losses, grads = [], []
         for h, t in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-            with torch.enable_grad():
-                h = h.detach().requires_grad_()
+            wanted = ctx.needs_input_grad[0]
+            with torch.set_grad_enabled(wanted):
+                h = h.detach().requires_grad_(wanted)
                 loss = nn.functional.cross_entropy(score(h), t, reduction="none")
-                grads += torch.autograd.grad(loss.sum(), h)
+                grads += torch.autograd.grad(loss.sum(), h) if wanted else []
             losses.append(loss.detach())
-        ctx.save_for_backward(torch.cat(grads))
+        ctx.save_for_backward(*grads)
         return torch.cat(losses)
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple:
-        grads, = ctx.saved_tensors
-        return (grads * upstream[:, None]).to(grads.dtype), None, None
+        return torch.cat(ctx.saved_tensors) * upstream[:, None].to(ctx.saved_tensors[0]), None, None
 
 
 def label_loss(
@@ -160,7 +174,7 @@ def fit(
     backbone: Backbone,
     jobs: Sequence[Job],
     verbalizer: Verbalizer,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: Settings = Settings(),
     progress: bool = True,
     max_bytes: int = 2**30,
 ) -> list[Trained]:
@@ -178,6 +192,7 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         train = _epoch(crowds, jobs, optimizer, schedule, settings, epoch)
         dev = {j: found for crowd in crowds for j, found in crowd.dev()}
+        _check_finite(jobs, [dev[j][0] for j in range(len(jobs))], epoch, settings)
         for j, result in enumerate(results):
             row = dict(zip(("dev_loss", "dev_accuracy"), dev[j], strict=True))
             if all(row["dev_loss"] < past["dev_loss"] for past in result.history):
@@ -204,26 +219,23 @@ def _crowds(backbone, jobs, verbalizer, settings, max_bytes) -> list["_Crowd"]:
     draws: dict[tuple, list[int]] = {}
     for j, job in enumerate(jobs):
         job.prompt.to(backbone.device)
-        draws.setdefault((id(job.train), job.seed, job.prompt.position), []).append(j)
-    alike: dict[tuple, list[list[int]]] = {}
+        key = (id(job.train), id(job.dev), job.seed, job.prompt.position)
+        draws.setdefault(key, []).append(j)
+    alike: dict[Layout, list[list[int]]] = {}
     for (*_, position), members in draws.items():
         lengths = tuple(len(jobs[j].prompt) for j in members)
-        alike.setdefault((lengths, position), []).append(members)
+        layout = Layout(lengths, settings.max_length, position)
+        alike.setdefault(layout, []).append(members)
     share = max_bytes // len(alike)
     return [
-        _Crowd(backbone, jobs, members, Layout(*key), verbalizer, settings, share)
-        for key, members in (
-            ((lengths, settings.max_length, position), m) for (lengths, position), m in alike.items()
-        )
+        _Crowd(backbone, jobs, members, layout, verbalizer, settings, share)
+        for layout, members in alike.items()
     ]
 
 
 def _optimizer(jobs: Sequence[Job], settings: Settings) -> tuple:
     """Return AdamW with a group (and rate) per prompt, and the linear schedule with warm-up."""
-    groups = [
-        dict(params=list(j.prompt.parameters()), lr=j.learning_rate or settings.learning_rate)
-        for j in jobs
-    ]
+    groups = [dict(params=list(job.prompt.parameters()), lr=job.rate(settings)) for job in jobs]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     steps = -(-len(jobs[0].train.labels) // settings.batch_size) * settings.epochs
     warm = int(settings.warmup * steps)
@@ -238,7 +250,7 @@ def _epoch(crowds, jobs, optimizer, schedule, settings, epoch) -> list[float]:
         for crowd, batch in zip(crowds, batches, strict=True):
             for j, loss in crowd.step(batch):
                 seen[j].append(loss)
-        _check_finite(jobs, seen, epoch, optimizer)
+        _check_finite(jobs, [losses[-1] for losses in seen], epoch, settings)
         for job in jobs:
             nn.utils.clip_grad_norm_(job.prompt.parameters(), settings.clip)
         optimizer.step()
@@ -246,11 +258,11 @@ def _epoch(crowds, jobs, optimizer, schedule, settings, epoch) -> list[float]:
     return [sum(losses) / len(losses) for losses in seen]
 
 
-def _check_finite(jobs, seen, epoch, optimizer) -> None:
-    lost = [j for j, losses in enumerate(seen) if not math.isfinite(losses[-1])]
+def _check_finite(jobs, losses, epoch, settings) -> None:
+    lost = [job for job, loss in zip(jobs, losses, strict=True) if not math.isfinite(loss)]
     if lost:
-        rates = sorted({optimizer.param_groups[j]["initial_lr"] for j in lost})
-        names = ", ".join(f"{jobs[j].prompt.name or len(jobs[j].prompt)}" for j in lost)
+        rates = sorted({job.rate(settings) for job in lost})
+        names = ", ".join(f"{job.prompt.name or len(job.prompt)}" for job in lost)
         raise TrainingDiverged(
             f"the loss of prompt {names} is not finite in epoch {epoch} (learning rate "
             f"{', '.join(f'{r:g}' for r in rates)}); lower the learning rate"
@@ -266,7 +278,7 @@ class _Crowd:
     def __init__(self, backbone, jobs, members, layout, verbalizer, settings, max_bytes) -> None:
         self.backbone, self.jobs, self.members = backbone, jobs, members
         self.layout, self.verbalizer, self.settings = layout, verbalizer, settings
-        self.rows = max(1, PASS_TOKENS // sum(layout.lengths))
+        self.rows = max(1, PASS_TOKENS[backbone.device.type] // sum(layout.lengths))
         first = [jobs[m[0]] for m in members]  # one job stands for each draw
         self.seeds = [job.seed for job in first]
         self.train = _Side(backbone, [job.train for job in first], max_bytes)
@@ -284,41 +296,36 @@ class _Crowd:
     def step(self, batch: Tensor) -> list[tuple[int, float]]:
         """Add the batch's gradients; return (job, loss) pairs. Halves its pass if memory ends."""
         while True:
-            kept = [p.grad for m in self.members for j in m for p in self.jobs[j].prompt.parameters()]
             try:
-                return self._means(batch, self.train, backward=True)
+                means = self._means(batch, self.train, self._loss, backward=True)
+                return [(j, loss) for j, (loss, _) in means]
             except torch.OutOfMemoryError:
-                if self.rows == 1 or any(g is not None for g in kept):
+                if self.rows == 1:
                     raise
-            self._forget()
+            for j in (j for members in self.members for j in members):
+                self.jobs[j].prompt.zero_grad()  # half-made gradients would count twice
+            torch.cuda.empty_cache()
             self.rows //= 2
             print(f"out of memory: going on with {self.rows} texts a pass")
-
-    def _forget(self) -> None:
-        for members in self.members:
-            for j in members:
-                self.jobs[j].prompt.zero_grad()
-        torch.cuda.empty_cache()
 
     @torch.no_grad()
     def dev(self) -> list[tuple[int, tuple[float, float]]]:
         """Return (job, (dev loss, dev accuracy)) pairs."""
-        rows = torch.cat(self.held_out.rows)
-        losses = self._means(rows, self.held_out)
-        right = self._means(rows, self.held_out, measure=self._right)
-        return [(j, (loss, hit)) for (j, loss), (_, hit) in zip(losses, right, strict=True)]
+        return self._means(torch.cat(self.held_out.rows), self.held_out, self._dev_measures)
 
-    def _means(self, rows, side, backward=False, measure=None) -> list[tuple[int, float]]:
-        """Average a measure (B, P) over each draw's rows, a bounded number of rows a pass."""
-        measure = measure or self._loss
-        count = side.draw[rows].bincount(minlength=len(self.members))  # (G,)
-        total = torch.zeros(len(self.members), len(self.layout.lengths))  # (G, P)
-        for part in rows.split(self.rows):
-            value = measure(part, side) / count[side.draw[part], None].to(self.backbone.device)
+    def _means(self, rows, side, measure, backward=False) -> list[tuple[int, tuple]]:
+        """Average measures (M, B, P) over each draw's rows, a bounded number of rows a pass."""
+        draw = side.draw[rows]
+        count = draw.bincount(minlength=len(self.members))[draw]  # (N,) rows of the row's draw
+        total = torch.zeros(len(self.members), len(self.layout.lengths), 2)  # (G, P, M)
+        for part, share in zip(rows.split(self.rows), (1 / count).split(self.rows), strict=True):
+            values = measure(part, side) * share[:, None].to(self.backbone.device)  # (M, B, P)
             if backward:
-                value.sum().backward()
-            total.index_add_(0, side.draw[part], value.detach().float().cpu())
-        return [(j, total[g, p].item()) for g, m in enumerate(self.members) for p, j in enumerate(m)]
+                values.sum().backward()
+            found = values.detach().float().cpu().permute(1, 2, 0)  # (B, P, M)
+            total[..., : found.shape[-1]].index_add_(0, side.draw[part], found)
+        means = total.tolist()
+        return [(j, means[g][p]) for g, m in enumerate(self.members) for p, j in enumerate(m)]
 
     def _hidden(self, rows: Tensor, side: "_Side") -> Tensor:
         """Return the label positions' hidden states of these rows, (B, P, d)."""
@@ -329,15 +336,17 @@ class _Crowd:
         states = side.cache.batch(rows.tolist()) if whole else side.cache.tokens(rows.tolist())
         return self.backbone.prompt_states(states, own, self.layout)
 
-    def _loss(self, rows: Tensor, side: "_Side") -> Tensor:
-        hidden = self._hidden(rows, side)
-        labels = side.labels[rows]
-        return label_loss(self.backbone, hidden, labels, self.verbalizer, self.settings.loss)
+    def _loss(self, rows: Tensor, side: "_Side", hidden: Tensor | None = None) -> Tensor:
+        hidden = self._hidden(rows, side) if hidden is None else hidden
+        name, labels = self.settings.loss, side.labels[rows]
+        return label_loss(self.backbone, hidden, labels, self.verbalizer, name)[None]  # (1, B, P)
 
-    def _right(self, rows: Tensor, side: "_Side") -> Tensor:
-        ids = torch.tensor(self.verbalizer.ids, device=self.backbone.device)
-        scores = self.backbone.logits(self._hidden(rows, side), ids)  # (B, P, K)
-        return (scores.argmax(-1).cpu() == side.labels[rows, None]).float().to(scores.device)
+    def _dev_measures(self, rows: Tensor, side: "_Side") -> Tensor:
+        hidden = self._hidden(rows, side)  # (B, P, d)
+        ids = torch.tensor(self.verbalizer.ids, device=hidden.device)
+        guess = self.backbone.logits(hidden, ids).argmax(-1)  # (B, P)
+        right = (guess == side.labels[rows, None].to(guess.device)).float()
+        return torch.cat([self._loss(rows, side, hidden), right[None]])  # (2, B, P)
 
 
 class _Side:

@@ -1,0 +1,116 @@
+"""Measure the shared-text path beside the ways it replaces, in one process, as ratios.
+
+    python -m benchmarks [BACKBONE]
+
+Every pair alternates and each side's fastest time counts, so that a busy machine hurts both alike.
+"""
+
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from xlcore import checkpoints
+from xlcore.backbones import Backbone, Tokens, pad
+from xlcore.prompts import Layout
+
+LENGTHS = (1, 2, 5, 10, 20)
+SEEDS = 2
+B, T = 8, 40  # texts a batch and tokens a text, about SIB-200's English mean
+
+
+def fastest(*ways: Callable[[], object], rounds: int = 4) -> list[float]:
+    """Return each way's fastest seconds; the ways take turns."""
+    best = [float("inf")] * len(ways)
+    for _ in range(rounds):
+        for i, way in enumerate(ways):
+            started = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            best[i] = min(best[i], time.perf_counter() - started)
+    return best
+
+
+def texts(backbone: Backbone) -> Tokens:
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, backbone.words, (B, T), generator=g).tolist()
+    return pad(ids, backbone.device)
+
+
+def prompts(backbone: Backbone, lengths: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(sum(lengths), backbone.width, device=backbone.device).requires_grad_()
+
+
+def training(backbone: Backbone) -> list[tuple[str, float, str]]:
+    """Compare one gradient step of all prompts: together, one by one, and with the text carried."""
+    tokens = texts(backbone)
+    states = backbone.encode(tokens)
+    lengths = LENGTHS * SEEDS
+    whole = prompts(backbone, lengths)
+    parts = [p.detach().requires_grad_() for p in whole.split(list(lengths))]
+
+    def together() -> None:
+        backbone.prompt_states(states, whole, Layout(lengths)).float().sum().backward()
+
+    def one_by_one() -> None:
+        for part in parts:
+            layout = Layout((len(part),))
+            backbone.prompt_states(states, part, layout).float().sum().backward()
+
+    def carried() -> None:
+        for part in parts:
+            layout = Layout((len(part),))
+            backbone.whole_pass(tokens, part, layout).float().sum().backward()
+
+    fast, slow, plain = fastest(together, one_by_one, carried)
+    what = f"{len(lengths)} prompts ({sum(lengths)} tokens) on {B} texts of {T} tokens"
+    return [
+        (f"training step, {what}: together / one after the other", fast / slow, f"{fast:.2f} s"),
+        ("the same: together / carrying the text through the step", fast / plain, f"{plain:.2f} s"),
+    ]
+
+
+@torch.no_grad()
+def evaluation(backbone: Backbone) -> list[tuple[str, float, str]]:
+    """Compare what one more prompt adds to a batch's evaluation with its text pass."""
+    tokens = texts(backbone)
+    states = backbone.encode(tokens)
+    n, few, many = 5, 4, 24
+
+    def text() -> None:
+        backbone.encode(tokens)
+
+    def with_prompts(count: int) -> Callable[[], object]:
+        vectors, layout = prompts(backbone, (n,) * count), Layout((n,) * count)
+        return lambda: backbone.prompt_states(states, vectors, layout)
+
+    base, small, large = fastest(text, with_prompts(few), with_prompts(many), rounds=8)
+    share = (large - small) / (many - few) / base
+    label = f"evaluation, one more prompt of {n} tokens / its share n/T of the text pass"
+    return [(label, share / (n / T), f"text pass {base:.3f} s")]
+
+
+def main(names: list[str]) -> None:
+    backbone = checkpoints.load(names[0] if names else checkpoints.GEMMA)
+    rows = training(backbone) + evaluation(backbone)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"`{backbone.name}`, {backbone.device}, {str(backbone.dtype).removeprefix('torch.')}, "
+        f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}. "
+        "Ratios of times taken side by side in one run; below 1 the first way is faster.",
+        "",
+        "| what | ratio | time |",
+        "|---|---|---|",
+        *(f"| {what} | {ratio:.2f} | {seconds} |" for what, ratio, seconds in rows),
+    ]
+    Path(__file__).with_name("results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,215 @@
+"""Start values of soft prompts, their places in the input, and the label words.
+
+References: the embedding matrix itself, masks written as loops, tokenizers made for the purpose.
+"""
+
+import pytest
+import torch
+from references import FAMILIES, WORD_IDS, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from xlcore.errors import InputError
+from xlcore.prompts import Layout, SoftPrompt, Verbalizer, check_lengths, initialize
+
+family = pytest.mark.parametrize("name", FAMILIES)
+
+# --- start values ---------------------------------------------------------------------------------
+
+
+@family
+def test_uniform_start_lies_within_a_half(name):
+    start = initialize(tiny(name), 50, seed=3)
+    assert start.shape == (50, 32)
+    assert -0.5 <= start.min() < -0.45 and 0.45 < start.max() <= 0.5
+
+
+def test_uniform_start_has_the_spread_of_its_distribution():
+    start = initialize(tiny("tiny-llama"), 120, seed=3)
+    assert abs(start.mean()) < 4 * (1 / 12 / start.numel()) ** 0.5
+    assert start.var().item() == pytest.approx(1 / 12, rel=0.06)
+
+
+@pytest.mark.parametrize("init", ("uniform", "vocabulary"))
+def test_start_depends_on_the_seed_alone(init):
+    torch.manual_seed(7)
+    first = initialize(tiny("tiny-llama"), 5, 1, init)
+    torch.manual_seed(8)
+    assert torch.equal(first, initialize(tiny("tiny-llama"), 5, 1, init))
+    assert not torch.equal(first, initialize(tiny("tiny-llama"), 5, 2, init))
+
+
+def test_start_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    initialize(tiny("tiny-llama"), 5, 1, "uniform")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@family
+def test_vocabulary_start_is_distinct_rows_of_the_embedding_matrix(name):
+    matrix = tiny(name).model.get_input_embeddings().weight
+    start = initialize(tiny(name), 40, 1, "vocabulary")
+    rows = [(row == matrix).all(1).nonzero().flatten().tolist() for row in start]
+    assert all(len(found) == 1 for found in rows)
+    assert len({found[0] for found in rows}) == 40
+
+
+@family
+def test_label_word_start_repeats_the_label_words_in_order(name):
+    matrix = tiny(name).model.get_input_embeddings().weight
+    start = initialize(tiny(name), 9, 1, "label_words", WORD_IDS)
+    wanted = [*WORD_IDS, *WORD_IDS[:2]]
+    assert torch.equal(start, matrix[wanted])
+
+
+@pytest.mark.parametrize("init", ("uniform", "vocabulary", "label_words"))
+def test_training_a_prompt_cannot_write_into_the_embedding_matrix(init):
+    backbone = tiny("tiny-llama")
+    before = backbone.model.get_input_embeddings().weight.clone()
+    prompt = SoftPrompt(initialize(backbone, 3, 1, init, WORD_IDS))
+    prompt.weight.data += 1
+    assert torch.equal(before, backbone.model.get_input_embeddings().weight)
+
+
+def test_unknown_init_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="init 'vocab'; did you mean vocabulary"):
+        initialize(tiny("tiny-llama"), 3, 1, "vocab")
+
+
+@pytest.mark.parametrize("init", ("uniform", "vocabulary", "label_words"))
+def test_impossible_length_is_refused_by_initialize(init):
+    with pytest.raises(InputError, match="length 0"):
+        initialize(tiny("tiny-llama"), 0, 1, init, WORD_IDS)
+
+
+# --- lengths --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", (0, -1, True, 2.0, "5", None, 127))
+def test_impossible_length_is_named_with_the_range(length):
+    with pytest.raises(InputError, match=r"prompt length .* allowed: 1 to 126") as error:
+        check_lengths([5, length], 128)
+    assert repr(length) in str(error.value)
+
+
+@pytest.mark.parametrize("length", (1, 126))
+def test_lengths_at_the_ends_of_the_range_are_allowed(length):
+    check_lengths([length], 128)
+
+
+def test_a_context_shorter_than_max_length_bounds_the_length():
+    with pytest.raises(InputError, match="allowed: 1 to 62"):
+        check_lengths([63], 128, context=64)
+    check_lengths([62], 128, context=64)
+
+
+def test_a_longer_context_does_not_widen_the_range():
+    with pytest.raises(InputError, match="allowed: 1 to 126"):
+        check_lengths([127], 128, context=2048)
+
+
+def test_unknown_position_is_refused_by_prompt_and_layout():
+    with pytest.raises(InputError, match="prompt position 'sufix'; did you mean suffix"):
+        SoftPrompt(torch.zeros(2, 4), "sufix")
+    with pytest.raises(InputError, match="prompt position 'infix'"):
+        Layout((2,), position="infix")
+
+
+# --- layout ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3,), (1, 1), (2, 3, 1), (5, 1, 4, 2)])
+def test_a_prompt_token_sees_its_own_prompt_up_to_itself(lengths):
+    owners = [(p, i) for p, n in enumerate(lengths) for i in range(n)]
+    wanted = [[a == p and b <= i for a, b in owners] for p, i in owners]
+    assert Layout(lengths).visible.tolist() == wanted
+
+
+@pytest.mark.parametrize("lengths, last", [((1,), [0]), ((4,), [3]), ((2, 3, 1), [1, 4, 5])])
+def test_the_label_is_read_at_each_prompts_last_token(lengths, last):
+    assert Layout(lengths).last.tolist() == last
+
+
+def test_steps_and_owners_count_within_and_between_prompts():
+    layout = Layout((2, 3, 1))
+    assert layout.steps.tolist() == [0, 1, 0, 1, 2, 0]
+    assert layout.owner.tolist() == [0, 0, 1, 1, 1, 2]
+
+
+def test_text_prompt_and_end_token_fill_max_length():
+    layout = Layout((2, 5), max_length=20)
+    assert [n + layout.budget(n) + 1 for n in layout.lengths] == [20, 20]
+    assert layout.budgets.tolist() == [17, 17] + [14] * 5
+
+
+@pytest.mark.parametrize("room", (1, 4, 5, 7, 100))
+@pytest.mark.parametrize("lengths", [(1,), (5, 5, 5), (1, 2, 3, 4, 5, 6), (6, 1, 1, 6, 1)])
+def test_groups_keep_the_order_and_the_bound(lengths, room):
+    groups = Layout(lengths).groups(room)
+    assert [p for group in groups for p in group] == list(range(len(lengths)))
+    assert all(len(g) == 1 or sum(lengths[p] for p in g) <= room for g in groups)
+    assert all(groups)
+
+
+def test_groups_are_as_few_as_the_order_allows():
+    assert Layout((2, 2, 2, 2, 2)).groups(4) == [[0, 1], [2, 3], [4]]
+
+
+def test_pick_keeps_everything_but_the_prompts():
+    picked = Layout((2, 3, 1), 50, "prefix").pick([2, 0])
+    assert (picked.lengths, picked.max_length, picked.position) == ((1, 2), 50, "prefix")
+
+
+# --- label words ----------------------------------------------------------------------------------
+
+
+def word_tokenizer(*words, unk="[UNK]"):
+    """Return a tokenizer that knows these words only, and pieces p + ##x of others."""
+    vocabulary = {w: i for i, w in enumerate((unk, *words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=99))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unk)
+
+
+def test_label_words_are_kept_in_order_with_their_ids():
+    tokenizer = word_tokenizer("earth", "science")
+    found = Verbalizer.build(tokenizer, {"geo": "science", "sci": "earth"})
+    assert (found.labels, found.words, found.ids) == (("geo", "sci"), ("science", "earth"), (2, 1))
+
+
+def test_a_label_word_of_several_tokens_is_named_with_its_pieces():
+    tokenizer = word_tokenizer("geo", "##graphy", "science")
+    with pytest.raises(InputError, match=r"'geography'.*label 'g'.*2 tokens") as error:
+        Verbalizer.build(tokenizer, {"s": "science", "g": "geography"})
+    assert "'geo' '##graphy'" in str(error.value)
+
+
+def test_a_label_word_of_no_token_is_refused():
+    with pytest.raises(InputError, match="0 tokens"):
+        Verbalizer.build(word_tokenizer("a"), {"x": ""})
+
+
+def test_two_labels_cannot_share_a_token():
+    with pytest.raises(InputError, match="labels 'x' and 'y' share the label word 'a'"):
+        Verbalizer.build(word_tokenizer("a"), {"x": "a", "y": "a"})
+
+
+def test_a_label_word_that_the_tokenizer_does_not_know_is_refused():
+    with pytest.raises(InputError, match="'zzz'"):
+        Verbalizer.build(word_tokenizer("a"), {"x": "a", "y": "zzz"})
+
+
+def test_label_words_are_tokenized_as_in_running_text():
+    tokenizer = tiny("tiny-llama").tokenizer
+    spaced, bare = (Verbalizer.build(tokenizer, {"x": "earth"}, p).ids for p in (" ", ""))
+    assert tokenizer.decode(spaced) == " earth" and tokenizer.decode(bare) == "earth"
+
+
+def test_labels_become_their_numbers():
+    found = Verbalizer(("x", "y"), ("a", "b"), (1, 2)).index(["y", "x", "y"])
+    assert found.tolist() == [1, 0, 1]
+
+
+def test_an_unknown_label_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="label 'sport'; did you mean sports"):
+        Verbalizer(("travel", "sports"), ("a", "b"), (1, 2)).index(["sport"])

@@ -1,0 +1,249 @@
+"""A study's plan refuses every impossible choice before any weights are read.
+
+References: the lists of what is allowed, written out; results of the parts called one by one.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from references import FAMILIES, tiny
+from transformers import AutoConfig
+
+from xlcore import checkpoints, data
+from xlcore.errors import InputError
+from xlcore.evaluation import accuracy, score
+from xlcore.study import Study
+
+LABELS = ("geography", "science/technology", "entertainment", "politics", "health", "travel",
+          "sports")  # fmt: skip
+XGLM = ("earth", "science", "entertainment", "politics", "health", "travel", "sports")
+BLOOM = ("earth", "science", "fun", "government", "health", "travel", "play")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fail the test if weights are read, or Gemma's packages converted."""
+
+    def read(*_):
+        pytest.fail("weights were read before the plan was checked")
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "_weights", read)
+    monkeypatch.setattr(checkpoints, "gemma_folder", read)
+
+
+def plan(**given):
+    usual = dict(
+        backbone="tiny-llama", languages=["eng", "swh"], source="embedded", shots=4, device="cpu",
+        dtype="float32",
+    )  # fmt: skip
+    return Study.plan(**usual | given)
+
+
+REFUSED = {
+    "language": (dict(languages=["Swahilli"]), r"language 'Swahilli'; did you mean Swahili \("),
+    "no language": (dict(languages=[]), "languages is empty"),
+    "task": (dict(task="topic"), "task 'topic'; did you mean topics"),
+    "source": (dict(source="embeded"), "data folder 'embeded'.*did you mean 'embedded'"),
+    "model": (dict(backbone="tiny-gema3"), "model 'tiny-gema3'; did you mean tiny-gemma3"),
+    "init": (dict(init="unifrom"), "init 'unifrom'; did you mean uniform"),
+    "position": (dict(position="sufix"), "prompt position 'sufix'; did you mean suffix"),
+    "loss": (dict(loss="vocab"), "loss 'vocab'; did you mean vocabulary"),
+    "device": (dict(device="cdua"), "device 'cdua'; did you mean cuda"),
+    "dtype": (dict(dtype="float16"), "dtype 'float16'; did you mean .*float32"),
+    "length 0": (dict(lengths=(5, 0)), "length 0 .*allowed: 1 to 126"),
+    "length below 0": (dict(lengths=(-3,)), "length -3 .*allowed: 1 to 126"),
+    "length True": (dict(lengths=(True,)), "length True"),
+    "length too long": (dict(lengths=(127,)), "length 127 .*allowed: 1 to 126"),
+    "shots too many": (dict(shots=17), "shots=17 .*largest K allowed here is 16"),
+    "shots 0": (dict(shots=0), "shots is 0; allowed are whole numbers from 1"),
+    "seed below 0": (dict(seeds=(1, -1)), "seed is -1; allowed are whole numbers from 0"),
+    "seed 1.5": (dict(seeds=(1.5,)), "seed is 1.5"),
+    "rate": (dict(learning_rate=0), "learning_rate 0 must be greater than 0"),
+    "epochs": (dict(epochs=0), "epochs 0 must be greater than 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_impossible_choice_is_refused_before_any_weights(no_weights, case):
+    given, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        plan(**given)
+
+
+@pytest.mark.parametrize("case", [k for k in REFUSED if k != "model"])
+def test_an_impossible_choice_is_refused_before_gemma_is_converted(no_weights, case):
+    given, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        plan(**dict(backbone="gemma-3-270m") | given)
+
+
+def test_three_languages_are_suggested(no_weights):
+    with pytest.raises(InputError) as error:
+        plan(languages=["Swahilli"])
+    suggested = str(error.value).split("did you mean ")[1].split("?")[0]
+    assert len(suggested.split("), ")) == 3
+
+
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(no_weights, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"device 'cuda' is not available here; available: .*cpu"):
+        plan(device="cuda")
+
+
+def test_a_prompt_longer_than_the_models_context_is_refused(no_weights):
+    with pytest.raises(InputError, match=r"length 300 .*allowed: 1 to 254"):
+        plan(lengths=(300,), max_length=256)
+
+
+def test_a_label_word_of_several_tokens_is_refused(no_weights, monkeypatch):
+    words = dict(zip(LABELS, XGLM, strict=True)) | {"politics": "antidisestablishment"}
+    other = dataclasses.replace(data.TASKS["topics"], words={"default": words})
+    monkeypatch.setitem(data.TASKS, "topics", other)
+    with pytest.raises(InputError, match=r"'antidisestablishment' \(label 'politics'\) is \d+ tok"):
+        plan()
+
+
+@pytest.mark.parametrize("given", [dict(seeds=()), dict(lengths=())], ids=str)
+def test_a_plan_without_a_prompt_is_refused(no_weights, given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        plan(**given)
+
+
+@pytest.mark.parametrize("given", [dict(seeds=(1, 2, 1)), dict(lengths=(5, 5))], ids=str)
+def test_a_value_given_twice_is_refused(no_weights, given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        plan(**given)
+
+
+BARE = {
+    "one length": dict(lengths=5),
+    "one seed": dict(seeds=3),
+    "rate as text": dict(learning_rate="0.1"),
+    "no model": dict(backbone=None),
+    "odd device index": dict(device="cpu:abc"),
+}
+
+
+@pytest.mark.parametrize("case", BARE)
+def test_wrong_kinds_are_refused_as_bad_input(no_weights, case):
+    try:
+        with pytest.raises(InputError):
+            plan(**BARE[case])
+    except (TypeError, RuntimeError) as error:
+        raise AssertionError(error) from error
+
+
+def test_a_misspelt_setting_names_the_nearest(no_weights):
+    with pytest.raises(InputError, match="'learnig_rate'; did you mean learning_rate"):
+        plan(learnig_rate=0.1)
+
+
+def test_texts_longer_than_the_models_context_are_refused(no_weights):
+    with pytest.raises(InputError, match="256"):
+        plan(max_length=400)
+
+
+# --- a plan that is possible ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [("tiny-xglm", XGLM), ("tiny-bloom", BLOOM),
+                                         ("tiny-gemma3", XGLM), ("tiny-llama", XGLM)])  # fmt: skip
+def test_label_words_are_the_familys(no_weights, name, words):
+    verbalizer = plan(backbone=name).verbalizer
+    assert (verbalizer.labels, verbalizer.words) == (LABELS, words)
+
+
+def test_label_words_are_single_tokens_of_the_models_tokenizer(no_weights):
+    study = plan()
+    found = [study.checkpoint.tokenizer.decode([i]) for i in study.verbalizer.ids]
+    assert found == [" " + word for word in XGLM]
+
+
+def test_draws_are_those_of_the_seeds(no_weights):
+    study = plan(seeds=(4, 2))
+    assert study.draws == tuple(data.draw(study.data, 4, seed) for seed in (4, 2))
+
+
+def test_jobs_are_all_lengths_of_all_seeds():
+    study = plan(seeds=(1, 2), lengths=(3, 1))
+    jobs = study.jobs(tiny("tiny-llama"))
+    assert [(job.seed, len(job.prompt)) for job in jobs] == [(1, 3), (1, 1), (2, 3), (2, 1)]
+    assert jobs[0].train is jobs[1].train and jobs[0].train is not jobs[2].train
+
+
+def test_jobs_learn_from_the_draws_english_texts():
+    study = plan(seeds=(5,))
+    backbone = tiny("tiny-llama")
+    (job,) = study.jobs(backbone)
+    english = study.data.examples("eng", "train")
+    rows = english[english.index_id.isin(study.draws[0].train_ids)]
+    ids = [ids[mask].tolist() for ids, mask in
+           zip(job.train.tokens.ids, job.train.tokens.mask, strict=True)]  # fmt: skip
+    assert ids == [backbone.tokenizer(text)["input_ids"][:122] for text in rows.text]
+    assert [LABELS[i] for i in job.train.labels] == rows.label.tolist()
+
+
+def test_training_texts_leave_room_for_the_shortest_prompt():
+    study = plan(lengths=(2, 7), max_length=20)
+    job = study.jobs(tiny("tiny-llama"))[0]
+    assert job.train.tokens.lengths.max() == 20 - 2 - 1
+
+
+@pytest.fixture(scope="module")
+def done():
+    study = plan(seeds=(1, 2), lengths=(1, 3), epochs=2, learning_rate=0.05)
+    backbone = tiny("tiny-llama")
+    jobs, trained = study.train(backbone)
+    return study, jobs, trained, study.evaluate(backbone, jobs, trained, "trial")
+
+
+def test_rows_have_the_columns_of_every_result(done):
+    named = {"study", "task", "data", "backbone", "method", "language", "seed", "shots", "metric"}
+    assert named | {"value", "length", "selection"} <= set(done[3].columns)
+
+
+def test_rows_are_one_number_each(done):
+    keys = ["seed", "length", "selection", "language", "metric"]
+    table = done[3]
+    assert len(table) == 2 * 2 * 2 * 2 * 2 and not table.duplicated(keys).any()
+    assert not table.isna().any().any()
+
+
+@pytest.mark.parametrize("seed, length, number", [(1, 1, 0), (1, 3, 1), (2, 1, 2), (2, 3, 3)])
+@pytest.mark.parametrize("selection, which", [("best_dev", "best"), ("last", "last")])
+def test_a_row_holds_its_own_prompts_accuracy(done, seed, length, number, selection, which):
+    study, _, trained, table = done
+    test = study.data.examples("swh", "test")
+    vectors = getattr(trained[number], which)
+    scores = score(tiny("tiny-llama"), [vectors], test.text, study.verbalizer)[0]
+    gold = study.verbalizer.index(test.label).numpy()
+    row = table[(table.seed == seed) & (table.length == length) & (table.selection == selection)
+                & (table.language == "swh") & (table.metric == "accuracy")]  # fmt: skip
+    assert row.value.item() == pytest.approx(accuracy(gold, scores.argmax(-1).numpy()))
+
+
+def test_a_study_run_again_gives_the_same_rows(done):
+    again = plan(seeds=(1, 2), lengths=(1, 3), epochs=2, learning_rate=0.05)
+    jobs, trained = again.train(tiny("tiny-llama"))
+    assert done[3].equals(again.evaluate(tiny("tiny-llama"), jobs, trained, "trial"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("init", ("vocabulary", "label_words"))
+def test_every_family_runs_from_plan_to_rows(name, init):
+    study = plan(backbone=name, shots=1, seeds=(1,), lengths=(2,), init=init, epochs=1)
+    table = study.evaluate(tiny(name), *study.train(tiny(name)), "trial")
+    assert table.value.between(0, 100).all() and set(table.init) == {init}
+
+
+def test_facts_name_data_and_model(done):
+    study, backbone = done[0], tiny("tiny-llama")
+    facts = study.facts(backbone)
+    assert facts["data"]["sha256"] == study.data.sha256
+    assert facts["backbone"]["sha256"] == backbone.sha256
+    assert (facts["backbone"]["device"], facts["backbone"]["dtype"]) == ("cpu", "float32")
+
+
+def test_plan_reads_no_weights_until_load(no_weights):
+    assert isinstance(plan().checkpoint.config, type(AutoConfig.for_model("llama")))
