@@ -7,6 +7,9 @@ SET     ?=
 ARGS    ?=
 TORCH   ?=
 
+# Waiting threads sleep: on a machine shared with others, spinning ones slow a run down tenfold.
+export OMP_WAIT_POLICY ?= passive
+
 PY    := "$(VENV)/bin/python"
 READY := $(VENV)/.ready
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from references import FAMILIES, SCALE, padded, plain_scores, random_ids, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from xlcore import checkpoints
 from xlcore.artefacts import Artefact, Card, describe, from_peft, from_study, load, save, to_peft
 from xlcore.backbones import pad
 from xlcore.errors import InputError
@@ -143,6 +145,14 @@ def test_a_base_model_of_the_same_name_with_one_other_weight_is_refused(saved):
     next(other.model.parameters()).data[3, 3] += 1
     with pytest.raises(InputError, match="'tiny-llama' is another"):
         load(saved, other)
+
+
+@family
+def test_a_base_model_loaded_in_bfloat16_is_the_same_base_model(tmp_path, name):
+    artefact = made_for(name)
+    save(tmp_path / "p", artefact.vectors, artefact.card)
+    found = load(tmp_path / "p", checkpoints.load(name, "cpu", "bfloat16"))
+    assert torch.equal(found.vectors, artefact.vectors)
 
 
 def test_an_unknown_hash_is_said_in_one_line(tmp_path, capsys):
@@ -334,6 +344,17 @@ def test_peft_scores_an_exported_prompt_in_padded_batches_as_we_do(tmp_path, nam
 
 
 @family
+def test_an_exported_prompt_enters_a_bfloat16_decoder_as_ours_does(tmp_path, name):
+    """Gemma rounds its scale to the weights' dtype, so the export must use the rounded one."""
+    backbone = checkpoints.load(name, "cpu", "bfloat16")
+    artefact = made_for(name)
+    to_peft(tmp_path, artefact, backbone)
+    model = PeftModel.from_pretrained(copy.deepcopy(backbone.model), tmp_path).eval()
+    found = model.get_prompt(batch_size=1)[0].to(torch.bfloat16)  # as PEFT's forward does
+    assert torch.equal(found, backbone.lift(artefact.vectors))
+
+
+@family
 def test_an_exported_prompt_comes_back_with_its_card(tmp_path, name, capsys):
     artefact = made_for(name)
     to_peft(tmp_path, artefact, tiny(name))
@@ -436,12 +457,13 @@ def test_a_checkpoint_of_peft_can_be_saved_here(tmp_path):
     assert torch.equal(again.vectors, found.vectors) and again.card == found.card
 
 
-def test_a_checkpoint_of_peft_in_half_precision_is_read_in_full(tmp_path):
-    peft_folder(tmp_path, "tiny-llama", tuning())
+def test_a_checkpoint_of_peft_in_half_precision_is_divided_in_full(tmp_path):
+    peft_folder(tmp_path, "tiny-xglm", tuning())
     path = tmp_path / "adapter_model.safetensors"
     half = load_file(path)["prompt_embeddings"].bfloat16()
     save_file({"prompt_embeddings": half}, path)
-    assert torch.equal(from_peft(tmp_path, tiny("tiny-llama")).vectors, half.float())
+    found = from_peft(tmp_path, tiny("tiny-xglm")).vectors
+    torch.testing.assert_close(found, half.float() / math.sqrt(32), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -22,7 +23,11 @@ def execute(source: Path) -> None:
     """Run one notebook and write its pair, without what would differ from run to run."""
     notebook = jupytext.read(source)
     client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
+        notebook,
+        timeout=3600,
+        kernel_name="python3",
+        resources={"metadata": {"path": NOTEBOOKS}},
+        config=Config(KernelManager={"transport_encryption": "auto"}),  # else the kernel warns
     )
     client.execute()
     for number, cell in enumerate(notebook.cells):

@@ -58,7 +58,10 @@ TINY = {
         num_key_value_heads=2, intermediate_size=64, max_position_embeddings=256,
     ),
 }  # fmt: skip
-TINY_WORDS = 512  # size of the tiny models' vocabulary
+TINY_WORDS = 512  # size of the tiny models' vocabulary, every label word among it
+LABEL_WORDS = sorted(
+    {w for task in TASKS.values() for words in task.words.values() for w in words.values()}
+)
 
 
 @dataclass(frozen=True)
@@ -321,9 +324,8 @@ def _tiny(name: str) -> Checkpoint:
 @lru_cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Train a small byte-level BPE tokenizer on the embedded English texts and label words."""
-    words = {w for task in TASKS.values() for by in task.words.values() for w in by.values()}
     english = (embedded_folder() / "pocket_topics/eng_Latn/train.tsv").read_text(encoding="utf8")
-    often = [form for word in sorted(words) for form in (word, " " + word)] * 200
+    often = [form for word in LABEL_WORDS for form in (word, " " + word)] * 200
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -57,9 +57,8 @@ def announced(run_dir: Path) -> dict:
         found = _count(run_dir)
     except (OSError, ValueError) as error:
         raise RunError("the notebook did not close with finish(rows, run_dir)") from error
-    for key, value in found.items():
-        if closing.get(key) != value:
-            raise RunError(f"results.jsonl has {key} {value}, finish wrote {closing.get(key)}")
+    if not found.items() <= closing.items():
+        raise RunError(f"results.jsonl was changed after finish wrote it: now it has {found}")
     return closing
 
 

@@ -74,7 +74,8 @@ class Run:
     parameters: dict
     data: str  # name of the data set, "pocket_topics" or "sib200"
     source: str  # "embedded", "directory" or "hub"
-    fingerprint: str = ""
+    code_sha256: str
+    fingerprint: str = ""  # of code, parameters, data and the runs whose rows are read
 
 
 class _Yaml(yaml.SafeLoader):
@@ -120,10 +121,10 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
 
 
 def _read(notebook: str) -> Any:
-    import jupytext  # takes seconds, which a notebook that only calls finish need not wait
+    import jupytext  # takes a second, and a notebook that imports this module never reads one
 
     choose("notebook", notebook, sorted(p.stem for p in Path("notebooks").glob("*.py")))
-    return jupytext.read(f"notebooks/{notebook}.py")
+    return jupytext.read(f"notebooks/{notebook}.py", fmt="py:percent")
 
 
 def _cells(notebook: str) -> tuple[str, str]:
@@ -179,8 +180,8 @@ def resolve_source(wanted: str, asked: bool = False) -> str:
     source = "embedded" if wanted == "auto" else wanted
     if folder and (wanted == "auto" or (wanted == "hub" and not asked)):
         source = "directory"
-    if source == "directory" and not (Path(folder or "") / "SHA256SUMS").is_file():
-        raise InputError(f"XLCORE_DATA={folder or ''!r} is not a folder with a SHA256SUMS file")
+    if source == "directory" and not Path(folder or "no folder named").is_dir():
+        raise InputError(f"XLCORE_DATA={folder or ''!r} is not a folder")
     return source
 
 
@@ -202,10 +203,8 @@ def _points(
     for name in own:
         if own.count(name) > 1:
             raise InputError(f"{name} of a run of notebook {entry.notebook} is set in two places")
-    wide, last = (
-        {k: v for k, v in given.items() if k in model.model_fields}
-        for given in (defaults, overrides)
-    )
+    wide = {name: defaults[name] for name in defaults if name in model.model_fields}
+    last = {name: overrides[name] for name in overrides if name in model.model_fields}
     axes = [[last[name]] if name in last else entry.grid[name] for name in entry.grid]
     for values in itertools.product(*axes):
         point = dict(zip(entry.grid, values, strict=True))
@@ -232,15 +231,16 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     data, runs = spec.datasets[chosen], {}
     for entry in entries:
         given = (models[entry.notebook], spec.defaults, overrides)
+        code = code_sha256(entry.notebook)
         list(_points(entry, other, *given))  # no typing error waits for the other kind of data
         for name, values in _points(entry, chosen, *given):
             values |= {"profile": profile, "data": source}
-            run = Run(profile, f"{data}-{name}", entry.notebook, values, data, source)
+            run = Run(profile, f"{data}-{name}", entry.notebook, values, data, source, code)
             if run.id in runs:
                 raise InputError(f"two runs of {profile} have the id {run.id}: give one a name")
             runs[run.id] = replace(run, fingerprint=_fingerprint(run))
-    upstream = {i: [r.fingerprint for r in needs(run, runs.values())] for i, run in runs.items()}
-    return [replace(r, fingerprint=_sha256(r.fingerprint, *upstream[r.id])) for r in runs.values()]
+    found = list(runs.values())
+    return [replace(r, fingerprint=_fingerprint(r, needs(r, found))) for r in found]
 
 
 def needs(run: Run, runs: Iterable[Run]) -> list[Run]:
@@ -270,21 +270,19 @@ def code_sha256(notebook: str) -> str:
     return _sha256(code, *(path for path in sources if path.stem not in left_out))
 
 
-def _data_sha256(source: str) -> str:
-    """What stands for the data's content; the Hub's ids are constants in the hashed sources."""
-    if source == "hub":
-        return "hub"
-    if source == "directory":
-        return _sha256(Path(os.environ["XLCORE_DATA"]) / "SHA256SUMS")
-    if files := sorted(path for path in Path("data").rglob("*") if path.is_file()):
-        return _sha256(*files)
-    raise InputError("no embedded data: the folder data/ is missing or empty")
+def _fingerprint(run: Run, upstream: Iterable[Run] = ()) -> str:
+    """One hash of all that decides the rows; prose, file dates and the place do not enter.
 
-
-def _fingerprint(run: Run) -> str:
-    """One hash of code, parameters and data; prose, file dates and the place do not enter."""
+    What stands for a directory's data are the pinned checksums that every file is held against,
+    and for the Hub's data the ids in the hashed modules.
+    """
+    files = sorted(PACKAGE.glob("checksums/*")) if run.source == "directory" else []
+    if run.source == "embedded":
+        files = sorted(path for path in Path("data").rglob("*") if path.is_file())
+        if not files:
+            raise InputError("no embedded data: the folder data/ is missing or empty")
     values = json.dumps(run.parameters, sort_keys=True)
-    return _sha256(code_sha256(run.notebook), values, run.source, _data_sha256(run.source))
+    return _sha256(run.code_sha256, values, run.source, *files, *(r.fingerprint for r in upstream))
 
 
 def folder(run: Run) -> Path:
@@ -341,7 +339,7 @@ def _fault(path: Path, error: Exception | None) -> str | None:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] != "code" or not source:
             continue
-        if cell["metadata"]["papermill"]["status"] == "pending":
+        if cell["metadata"]["papermill"]["start_time"] is None:
             return f"{at}: {why if error else 'the next cell did not run'}"
         at = f"cell {source.splitlines()[0]!r}"
         for output in cell["outputs"]:
@@ -352,7 +350,6 @@ def _fault(path: Path, error: Exception | None) -> str | None:
 
 def _manifest(run: Run, closing: Mapping, seconds: float) -> dict:
     about = {
-        "code_sha256": code_sha256(run.notebook),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": [platform.system(), platform.machine(), f"Python {platform.python_version()}"],
         "seconds": round(seconds, 1),
@@ -436,7 +433,8 @@ def _print_summary(runs: list[Run]) -> None:
     there = [run for run in runs if (folder(run) / "results.jsonl").is_file()]
     found = [summary for run in there if len(summary := _summarize(run))]
     if found:
-        print(pd.concat(found).to_string(index=False, na_rep="-", float_format="%.1f"))
+        lines = pd.concat(found).round(1).astype(object)
+        print(lines.where(lines.notna(), "-").to_string(index=False))
     figures = sorted(p.as_posix() for p in Path("figures", runs[0].profile).glob("*"))
     print(*(f"not run yet: {run.id}" for run in runs if run not in there), *figures, sep="\n")
 
