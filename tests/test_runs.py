@@ -347,7 +347,7 @@ class TestDataSource:
 
 def test_data_folder_that_is_not_there_is_refused(root, real_data):
     real_data.rmdir()
-    with pytest.raises(InputError, match="XLCORE_DATA='.*benchmarks' is not a folder"):
+    with pytest.raises(InputError, match=r"XLCORE_DATA='.*benchmarks' is not a folder"):
         runs.table("toy")
 
 
