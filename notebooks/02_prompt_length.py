@@ -28,7 +28,7 @@ languages: list[str] | str = [  # languages to test on
 shots: int = 8  # labelled English examples per class
 lengths: list[int] = [1, 2, 5, 10, 20, 50]  # soft prompt tokens
 seeds: list[int] = [1, 2, 3]  # each seed is a draw, start values and a batch order
-epochs: int = 8  # passes over the training examples
+epochs: int = 6  # passes over the training examples
 learning_rate: float = 0.05  # of AdamW, for every prompt
 selections: list[str] = ["best_dev"]  # epochs to test: best_dev, last
 
