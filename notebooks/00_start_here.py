@@ -31,7 +31,7 @@ languages: list[str] = ["eng", "fra", "swh", "zho", "hin"]  # languages to test 
 shots: int = 8  # labelled English examples per class
 length: int = 5  # soft prompt tokens
 seed: int = 1  # of the few-shot draw, the start values and the batch order
-epochs: int = 10  # passes over the training examples
+epochs: int = 8  # passes over the training examples
 learning_rate: float = 0.05  # of AdamW, for the prompt
 
 # %%
@@ -153,12 +153,10 @@ _ = ax.legend()
 # The same vectors, the same English label words, other languages' sentences: zero-shot transfer.
 
 # %%
-rows = study.evaluate(model, jobs, trained, "start_here", ["best_dev"])
-hard_rows = evaluation.evaluate(model, [hard], study.data, words)
-table = pd.DataFrame({
-    "hard prompt": figures.pick(hard_rows, metric="accuracy").set_index("language").value,
-    "soft prompt": figures.pick(rows, metric="accuracy").set_index("language").value,
-})  # fmt: skip
+both = evaluation.evaluate(model, [hard, prompt.best], study.data, words)
+table = both[both.metric == "accuracy"].pivot(index="language", columns="prompt", values="value")
+table = table.loc[[study.data.code(code) for code in languages]]
+table.columns = ["hard prompt", "soft prompt"]
 table.round(1)
 
 # %%
@@ -169,7 +167,7 @@ ax.axhline(100 / len(words.labels), color="black", ls=":", lw=1, label="chance")
 ax.set(xlabel="", ylabel="accuracy (%)", ylim=(0, 100))
 ax.grid(axis="x", visible=False)
 ax.legend(ncols=3, loc="upper right")
-figures.caption(figure, f"{study.data.describe()}; {backbone}, one seed, {shots} shots.", rows)
+figures.caption(figure, f"{study.data.describe()}; {backbone}, one seed, {shots} shots.", both)
 
 # %% [markdown]
 # One seed on few sentences says little about a language: with 70 texts an accuracy near 50 % has a
@@ -199,4 +197,7 @@ print("weights unchanged:", before[:16])
 # should be.
 
 # %%
-results = runs.finish(rows, run_dir, **study.facts(model))
+about = dict(study="start_here", task="topics", data=study.data.name, backbone=backbone, seed=seed,
+             shots=shots, length=length, selection="best_dev")  # fmt: skip
+rows = both.assign(**about, method=both.prompt.map({0: "hard_prompt", 1: "soft_prompt"}))
+results = runs.finish(rows.drop(columns="prompt"), run_dir, **study.facts(model))

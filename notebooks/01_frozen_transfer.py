@@ -26,7 +26,7 @@ languages: list[str] | str = "all"  # languages to test on
 shots: int = 8  # labelled English examples per class
 length: int = 5  # soft prompt tokens
 seeds: list[int] = [1, 2, 3, 4, 5]  # each seed is a draw, start values and a batch order
-epochs: int = 10  # passes over the training examples
+epochs: int = 8  # passes over the training examples
 learning_rate: float = 0.05  # of AdamW, for the prompt
 
 # %%

@@ -61,7 +61,7 @@ def test_texts_are_cut_for_each_prompt_alone(position):
 @pytest.mark.parametrize("size", (1, 7))
 def test_scores_do_not_depend_on_how_much_shares_a_pass(monkeypatch, bound, position, size):
     wanted = score(tiny("tiny-xglm"), prompts(), TEXTS, VERBALIZER, position)
-    monkeypatch.setattr(evaluation, bound, size)
+    monkeypatch.setattr(evaluation, bound, size if bound == "SIDE_BY_SIDE" else {"cpu": size})
     found = score(tiny("tiny-xglm"), prompts(), TEXTS, VERBALIZER, position)
     assert torch.allclose(found, wanted, atol=2e-5)
 

@@ -16,7 +16,7 @@ from xlcore.backbones import Backbone
 from xlcore.data import TaskData
 from xlcore.prompts import Layout, Verbalizer
 
-PASS_TOKENS = 4096  # text or prompt tokens a pass: bounds its activations
+PASS_TOKENS = {"cpu": 1536, "cuda": 16384, "mps": 2048}  # text or prompt tokens a pass
 SIDE_BY_SIDE = 512  # prompt tokens that share one pass
 
 
@@ -42,7 +42,7 @@ def score(
     groups = layout.groups(SIDE_BY_SIDE)
     widest = max(sum(layout.lengths[p] for p in group) for group in groups)
     longest = max(widest, int(tokens.lengths.max()))
-    for rows in order.split(max(1, PASS_TOKENS // longest)):
+    for rows in order.split(max(1, PASS_TOKENS[backbone.device.type] // longest)):
         batch = tokens.rows(rows)
         states = backbone.encode(batch) if position == "suffix" else batch
         for group in groups:

@@ -180,7 +180,7 @@ def read_runs(profile: str, source: str, root: Path | None = None) -> dict[str, 
     found = {}
     for path in sorted(folder.glob("*/manifest.json")):
         manifest = json.loads(path.read_text())
-        if manifest["facts"].get("data", {}).get("source") == source:
+        if manifest["rows"] and manifest["facts"]["data"]["source"] == source:
             rows = pd.read_json(path.with_name("results.jsonl"), lines=True)
             found[path.parent.name] = (rows, manifest)
     if not found:
