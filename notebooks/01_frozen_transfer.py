@@ -22,7 +22,9 @@ profile: str = "pocket"  # name of the profile this run belongs to
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, or auto
 backbone: str = "gemma-3-270m"  # a model name, a Hub id or a local folder
-languages: list[str] | str = "all"  # languages to test on
+languages: list[str] | str = [  # languages to test on; "all" takes every one there is
+    "eng", "fra", "rus", "hin", "arb", "swh", "tur", "ind", "zho", "jpn",
+]  # fmt: skip
 shots: int = 8  # labelled English examples per class
 length: int = 5  # soft prompt tokens
 seeds: list[int] = [1, 2, 3, 4, 5]  # each seed is a draw, start values and a batch order
