@@ -102,6 +102,7 @@ def test_auto_device_is_the_first_there_is(monkeypatch):
 @pytest.mark.parametrize("there, wanted", [(True, "bfloat16"), (False, "float32")])
 def test_auto_dtype_is_bfloat16_where_the_processor_has_it(monkeypatch, there, wanted):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert choose_dtype("auto", torch.device("cpu")) == wanted
 
 
