@@ -85,7 +85,7 @@ together = evaluation.score(model, [t.best for t in trained], few, study.verbali
 alone = evaluation.score(model, [trained[1].best], few, study.verbalizer)
 gap = (together[1] - alone[0]).abs().max()
 print(f"largest difference of a score: {gap:.2g}, scores about {alone.abs().mean():.2g}")
-assert gap < (1e-3 if model.dtype.itemsize == 4 else 0.5)
+assert gap < (1e-3 if model.dtype.itemsize == 4 else 1.0)  # bfloat16 steps by 1/16 at 10
 
 # %% [markdown]
 # ## 3. Do they learn English equally well?
