@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import real_data
 
 from xlcore import evaluation
 from xlcore.backbones import weights_sha256
@@ -37,15 +38,10 @@ def learn_and_answer(source):
 
 
 @pytest.mark.real_model
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_gemma_learns_topics_from_the_embedded_corpus():
-    assert learn_and_answer("embedded") > ENOUGH
-
-
-@pytest.mark.real_model
 @pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_gemma_learns_topics_from_sib200(data_dir):
-    assert learn_and_answer(str(data_dir)) > ENOUGH
+@pytest.mark.timeout(900)
+def test_gemma_learns_topics_from_eight_examples_a_class():
+    """On SIB-200 where its folder is there, else on the embedded corpus."""
+    folder = real_data()
+    assert learn_and_answer(str(folder) if folder else "embedded") > ENOUGH
