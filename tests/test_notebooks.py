@@ -44,7 +44,8 @@ def test_outputs_hold_no_path_of_a_machine_and_no_log(pair):
 
 
 def test_it_asserts_something(pair):
-    assert any(line.startswith("assert ") for c in code(pair[0]) for line in c.source.splitlines())
+    lines = [line.strip() for c in code(pair[0]) for line in c.source.splitlines()]
+    assert any(line.startswith("assert ") for line in lines)
 
 
 def test_code_cells_are_short(pair):
