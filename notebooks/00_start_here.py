@@ -198,6 +198,7 @@ print("weights unchanged:", before[:16])
 
 # %%
 about = dict(study="start_here", task="topics", data=study.data.name, backbone=backbone, seed=seed,
-             shots=shots, length=length, selection="best_dev")  # fmt: skip
-rows = both.assign(**about, method=both.prompt.map({0: "hard_prompt", 1: "soft_prompt"}))
+             shots=shots, selection="best_dev")  # fmt: skip
+rows = both.assign(**about, method=both.prompt.map({0: "hard_prompt", 1: "soft_prompt"}),
+                   length=both.prompt.map({0: len(hard), 1: length}))  # fmt: skip
 results = runs.finish(rows.drop(columns="prompt"), run_dir, **study.facts(model))

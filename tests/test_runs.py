@@ -445,16 +445,29 @@ def test_only_what_depends_on_a_change_gets_a_new_fingerprint(root, path, old, n
     assert {name for name in after if after[name] != before[name]} == changed
 
 
-def test_figure_code_counts_only_where_it_is_named(root):
-    edit(
-        root / "notebooks" / "99_final_figures.py",
-        "import os",
-        "from xlcore import figures\nimport os",
-    )
+def changed_by(path: Path, text: str) -> set[str]:
     before = prints()
-    (runs.PACKAGE / "figures.py").write_text("style = 1\n")
+    path.write_text(text)
     after = prints()
-    assert {name for name in after if after[name] != before[name]} == FINAL
+    return {name for name in after if after[name] != before[name]}
+
+
+def test_figure_code_counts_only_for_the_final_figures(root):
+    (runs.PACKAGE / "figures.py").write_text("style = 1\n")
+    for notebook in ("99_final_figures", "02_toy"):
+        path = root / "notebooks" / f"{notebook}.py"
+        edit(path, "import os", "from xlcore import figures\nimport os")
+    assert changed_by(runs.PACKAGE / "figures.py", "style = 2\n") == FINAL
+
+
+def test_a_module_counts_where_it_is_imported_also_through_others(root):
+    (runs.PACKAGE / "near.py").write_text("def late():\n    from xlcore.far import x\n")
+    (runs.PACKAGE / "far.py").write_text("x = 1\n")
+    (runs.PACKAGE / "other.py").write_text("x = 1\n")
+    path = root / "notebooks" / "02_toy.py"
+    edit(path, "import os", "%matplotlib inline\nimport xlcore.near\nimport os")
+    assert changed_by(runs.PACKAGE / "far.py", "x = 2\n") == SECOND | FINAL
+    assert not changed_by(runs.PACKAGE / "other.py", "x = 2\n")
 
 
 def test_place_of_the_data_does_not_count_but_its_checksums_do(root, real_data, monkeypatch):

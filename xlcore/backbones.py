@@ -246,9 +246,28 @@ class Backbone:
             embeds = torch.cat([text, prompt], 1)
             pos = torch.cat([tokens.positions, keep.sum(1, keepdim=True) + steps], 1)
             mask = torch.cat([keep, real], 1)
-        hidden = self._decode(embeds, pos, pos, causal(pos, mask))  # (B, T + n, d)
-        label = torch.where(mask, pos, -1).argmax(1)  # (B,) column of the last real position
-        return hidden[torch.arange(B, device=label.device), label][:, None]
+        return self._last(self._decode(embeds, pos, pos, causal(pos, mask)), pos, mask)
+
+    def text_states(
+        self, tokens: Tokens, before: DynamicCache | None = None, n: int = 0,
+        visible: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return the hidden state at each text's last token, (B, 1, d).
+
+        before: keys and values of n positions that stand before the text in every layer; then
+        `visible` (B, T, n + T) tells which of them and of the text each token sees.
+        """
+        pos, mask = tokens.positions + n, tokens.mask
+        embeds = self.lift(self.word_vectors(tokens.ids))  # (B, T, d)
+        early = torch.arange(n, device=pos.device).expand(len(pos), n)
+        seen = causal(pos, mask) if visible is None else visible
+        hidden = self._decode(embeds, pos, torch.cat([early, pos], 1), seen, before)
+        return self._last(hidden, pos, mask)
+
+    def _last(self, hidden: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
+        """Pick each text's last real position from (B, T, d): (B, 1, d)."""
+        label = torch.where(mask, pos, -1).argmax(1)  # (B,)
+        return hidden[torch.arange(len(label), device=label.device), label][:, None]
 
     def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
         """Return scores of all words (..., V), or of the given word ids only (..., len(words))."""

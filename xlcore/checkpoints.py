@@ -89,14 +89,15 @@ class Checkpoint:
         kind = choose_dtype(dtype, place)
         started = time.perf_counter()
         if not self.family.trusted:
-            verify_exactness(self._backbone(torch.float32))
-        backbone = self._backbone(DTYPES[kind])
+            verify_exactness(self.fresh(torch.float32))
+        backbone = self.fresh(DTYPES[kind])
         model = backbone.model.to(place)
         seconds = time.perf_counter() - started
         print(f"backbone {self.name}: {describe(model)}, {place}, {kind}, {seconds:.1f} s")
         return backbone
 
-    def _backbone(self, dtype: torch.dtype) -> Backbone:
+    def fresh(self, dtype: torch.dtype) -> Backbone:
+        """Read the weights in this dtype, frozen, on the CPU."""
         model = self._weights(dtype).eval().requires_grad_(False)
         return Backbone(self.name, model, self.tokenizer, self.family)
 

@@ -4,7 +4,7 @@ Takes trained vectors and a language's test texts, gives predictions, accuracy a
 SPT section 4: the label is the best-scored label word; accuracy and macro-F1 per language.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlcore.backbones import Backbone
+from xlcore.backbones import Backbone, Tokens
 from xlcore.data import TaskData
 from xlcore.prompts import Layout, Verbalizer
 
@@ -37,20 +37,27 @@ def score(
     layout = Layout(tuple(len(p) for p in prompts), max_length, position)
     tokens = backbone.tokenize(texts, layout.budget(min(layout.lengths)))
     words = torch.tensor(verbalizer.ids, device=backbone.device)
-    order = tokens.lengths.argsort(stable=True)
     out = torch.zeros(len(prompts), len(texts), len(words))
     groups = layout.groups(SIDE_BY_SIDE)
     widest = max(sum(layout.lengths[p] for p in group) for group in groups)
-    longest = max(widest, int(tokens.lengths.max()))
-    for rows in order.split(max(1, PASS_TOKENS[backbone.device.type] // longest)):
-        batch = tokens.rows(rows)
+    for rows, batch in batches(tokens, max(widest, int(tokens.lengths.max()))):
         states = backbone.encode(batch) if position == "suffix" else batch
         for group in groups:
             vectors = torch.cat([prompts[p] for p in group]).to(backbone.device)  # (S, d)
             hidden = backbone.prompt_states(states, vectors, layout.pick(group))  # (B, P, d)
             scores = backbone.logits(hidden, words).cpu()  # (B, P, K)
-            out[torch.tensor(group)[:, None], rows.cpu()] = scores.transpose(0, 1)
+            out[torch.tensor(group)[:, None], rows] = scores.transpose(0, 1)
     return out
+
+
+def batches(tokens: Tokens, widest: int) -> Iterator[tuple[Tensor, Tokens]]:
+    """Split texts by length into trimmed batches of bounded size; yields row numbers and tokens.
+
+    widest: most tokens that one text brings into a pass.
+    """
+    order = tokens.lengths.argsort(stable=True)
+    for rows in order.split(max(1, PASS_TOKENS[tokens.ids.device.type] // widest)):
+        yield rows.cpu(), tokens.rows(rows)
 
 
 def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
@@ -81,14 +88,27 @@ def evaluate(
     Columns: prompt (its number), language (ISO 639-3), metric, value. All prompts of a language
     share one pass over its texts.
     """
+    def read(texts: Sequence[str]) -> Tensor:
+        return score(backbone, prompts, texts, verbalizer, position, max_length)
+
+    return measure(read, data, verbalizer, languages, progress)
+
+
+def measure(
+    read: Callable[[Sequence[str]], Tensor],
+    data: TaskData,
+    verbalizer: Verbalizer,
+    languages: Iterable[str] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Return the rows of `evaluate` for anything that turns texts into scores (P, N, K)."""
     codes = [data.code(x) for x in languages or [x.iso639_3 for x in data.languages]]
     rows = []
     for code in (bar := tqdm(codes, unit="language", disable=not progress, leave=False)):
         bar.set_postfix_str(code)
         test = data.examples(code, "test")
         gold = verbalizer.index(test.label).numpy()
-        scores = score(backbone, prompts, test.text, verbalizer, position, max_length)
-        for p, predicted in enumerate(scores.argmax(-1).numpy()):
+        for p, predicted in enumerate(read(test.text).argmax(-1).numpy()):
             f1 = macro_f1(gold, predicted, len(verbalizer.labels))
             rows += [(p, code, "accuracy", accuracy(gold, predicted)), (p, code, "macro_f1", f1)]
     return pd.DataFrame(rows, columns=["prompt", "language", "metric", "value"])

@@ -20,23 +20,55 @@ if TYPE_CHECKING:
 
 POSITIONS = ("suffix", "prefix")
 INITS = ("uniform", "vocabulary", "label_words")
+REPARAMETERIZATIONS = ("none", "mlp", "residual_mlp", "lstm")
+
+
+class Reparameterization(nn.Module):
+    """A small network, shared by all positions, between the trained vectors and the prompt (n, d).
+
+    mlp: Linear, ReLU, Linear, LayerNorm (the released SPT code). residual_mlp: the same, added to
+    its input (Razdaibiedina et al. 2023). lstm: a bidirectional LSTM over the positions, then
+    Linear, ReLU, Linear (Liu et al. 2021, P-tuning). Only its output is kept after training.
+    """
+
+    def __init__(self, kind: str, width: int, hidden: int, seed: int, train_norm: bool) -> None:
+        super().__init__()
+        self.kind = choose("reparameterization", kind, REPARAMETERIZATIONS[1:])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if kind == "lstm":
+                self.lstm = nn.LSTM(width, hidden, bidirectional=True, batch_first=True)
+            inner = 2 * hidden if kind == "lstm" else width
+            layers = [nn.Linear(inner, hidden), nn.ReLU(), nn.Linear(hidden, width)]
+            norm = [] if kind == "lstm" else [nn.LayerNorm(width).requires_grad_(train_norm)]
+            self.net = nn.Sequential(*layers, *norm)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if self.kind == "lstm":
+            return self.net(self.lstm(vectors[None])[0][0])  # (n, 2h) -> (n, d)
+        made = self.net(vectors)  # (n, d)
+        return vectors + made if self.kind == "residual_mlp" else made
 
 
 class SoftPrompt(nn.Module):
     """n trainable vectors (n, d) that stand where word embeddings would."""
 
-    def __init__(self, vectors: Tensor, position: str = "suffix", name: str = "") -> None:
+    def __init__(
+        self, vectors: Tensor, position: str = "suffix", name: str = "",
+        network: Reparameterization | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.position = choose("prompt position", position, POSITIONS)
         self.name = name
         self.weight = nn.Parameter(vectors.detach().clone().float())  # (n, d)
+        self.network = network
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def vectors(self) -> Tensor:
         """Return the prompt (n, d) as the backbone sees it."""
-        return self.weight
+        return self.weight if self.network is None else self.network(self.weight)
 
 
 def initialize(

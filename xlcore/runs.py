@@ -36,7 +36,7 @@ __all__ = ["Run", "RunError", "execute", "finish", "table"]  # notebooks close w
 SOURCES = ("auto", "embedded", "directory", "hub")
 RESERVED = ("data", "profile", "run_dir")  # every notebook has them, and the runner sets them
 FINAL = "99_final_figures"  # reads the rows of all other runs of its profile
-PLOTTING = ("figures", "statistics")  # read finished rows, so count only where they are named
+PLOTTING = ("figures", "statistics", "claims")  # read finished rows: count for the final figures
 PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "papermill")
 PACKAGE = Path(__file__).resolve().parent
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list)}
@@ -261,13 +261,34 @@ def _sha256(*parts: str | Path) -> str:
 def code_sha256(notebook: str) -> str:
     """Return one hash of the notebook's code cells and the xlcore modules that can change its rows.
 
-    The parameters cell counts by its values, this module not at all, and figures and statistics
-    only for a notebook that names them.
+    These are the modules it imports, directly or through others. The parameters cell counts by its
+    values, this module not at all, and PLOTTING only for the final figures.
     """
+    from IPython.core.inputtransformer2 import TransformerManager
+
     code = _cells(notebook)[1]
-    left_out = {"runs", *(name for name in PLOTTING if not re.search(rf"\b{name}\b", code))}
-    sources = [p for p in sorted(PACKAGE.iterdir()) if p.suffix in (".py", ".tsv")]
-    return _sha256(code, *(path for path in sources if path.stem not in left_out))
+    found = set() if notebook == FINAL else set(PLOTTING)
+    queue = _imported(TransformerManager().transform_cell(code)) - found  # magics are no Python
+    while queue:
+        found |= queue
+        sources = [(PACKAGE / f"{name}.py").read_text("utf-8") for name in queue]
+        queue = set().union(*map(_imported, sources)) - found
+    left_out = {"runs"} if notebook == FINAL else {"runs", *PLOTTING}
+    modules = [PACKAGE / f"{name}.py" for name in sorted(found - left_out)]
+    return _sha256(code, *modules, *sorted(PACKAGE.glob("*.tsv")))
+
+
+def _imported(code: str) -> set[str]:
+    """The modules of xlcore that some code imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE.name:
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.removeprefix(f"{PACKAGE.name}."))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.removeprefix(f"{PACKAGE.name}.") for alias in node.names}
+    return {name for name in names if (PACKAGE / f"{name}.py").is_file()}
 
 
 def _fingerprint(run: Run, upstream: Iterable[Run] = ()) -> str:

@@ -5,11 +5,12 @@ SPT section 4: train on K English examples a class, test in every language.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import pandas as pd
 
-from xlcore import checkpoints, evaluation
+from xlcore import checkpoints, evaluation, tuning
 from xlcore.backbones import Backbone
 from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
 from xlcore.data import Draw, TaskData, draw, load
@@ -17,12 +18,22 @@ from xlcore.errors import InputError, choose
 from xlcore.prompts import (
     INITS,
     POSITIONS,
+    REPARAMETERIZATIONS,
+    Reparameterization,
     SoftPrompt,
     Verbalizer,
     check_lengths,
     initialize,
 )
-from xlcore.training import Job, Labelled, Settings, Trained, fit
+from xlcore.training import (
+    Job,
+    Labelled,
+    Settings,
+    Trained,
+    TrainingDiverged,
+    check_number,
+    fit,
+)
 
 SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch's vectors, and `Trained`'s name
 
@@ -39,6 +50,9 @@ class Study:
     settings: Settings
     init: str = "uniform"
     position: str = "suffix"
+    reparameterization: str = "none"
+    hidden: int = 200
+    train_norm: bool = False
     device: str = "auto"
     dtype: str = "auto"
 
@@ -54,14 +68,18 @@ class Study:
         lengths: Sequence[int] = (5,),
         init: str = "uniform",
         position: str = "suffix",
+        reparameterization: str = "none",
+        hidden: int = 200,
+        train_norm: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         **settings: object,
     ) -> "Study":
         """Check every choice against the data and the tokenizer, before any weights are loaded.
 
-        `settings` are those of `training.Settings`. Raises InputError for the first choice that is
-        not possible: language, data file, shots, model, length, init, position, device, label word.
+        `hidden` is the width inside the reparameterization, `train_norm` whether its LayerNorm
+        learns; `settings` are those of `training.Settings`. Raises InputError for the first choice
+        that is not possible: language, data file, shots, model, length, init, label word, ...
         """
         for name in settings:
             choose("setting", name, [f.name for f in fields(Settings)])
@@ -70,6 +88,8 @@ class Study:
         _check_different("lengths", lengths)
         choose("init", init, INITS)
         choose("prompt position", position, POSITIONS)
+        choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
+        check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
         choose_dtype(dtype, choose_device(device))
         check_lengths(lengths, chosen.max_length)
         data = load(task, languages, source)
@@ -85,17 +105,22 @@ class Study:
         verbalizer = Verbalizer.build(checkpoint.tokenizer, words, family.word_prefix)
         lengths = tuple(lengths)
         return cls(
-            data, checkpoint, verbalizer, draws, lengths, chosen, init, position, device, dtype
-        )
+            data, checkpoint, verbalizer, draws, lengths, chosen, init, position,
+            reparameterization, hidden, train_norm, device, dtype,
+        )  # fmt: skip
 
     def load(self) -> Backbone:
         """Load the weights; prints the device and dtype chosen."""
         return self.checkpoint.load(self.device, self.dtype)
 
+    @property
+    def room(self) -> int:
+        """Text tokens that the shortest prompt and the end token leave room for."""
+        return self.settings.max_length - 1 - min(self.lengths)
+
     def labelled(self, backbone: Backbone, rows: pd.DataFrame) -> Labelled:
         """Tokenize rows of the data with their label numbers."""
-        room = self.settings.max_length - 1 - min(self.lengths)
-        tokens = backbone.tokenize(rows.text, room)
+        tokens = backbone.tokenize(rows.text, self.room)
         return Labelled(tokens, self.verbalizer.index(rows.label))
 
     def jobs(self, backbone: Backbone) -> list[Job]:
@@ -105,9 +130,16 @@ class Study:
             train, dev = (self.labelled(backbone, rows) for rows in drawn.texts(self.data))
             for n in self.lengths:
                 start = initialize(backbone, n, drawn.seed, self.init, self.verbalizer.ids)
-                prompt = SoftPrompt(start, self.position, f"n={n} seed={drawn.seed}")
+                network = self._network(backbone.width, drawn.seed)
+                prompt = SoftPrompt(start, self.position, f"n={n} seed={drawn.seed}", network)
                 out.append(Job(prompt, train, dev, drawn.seed))
         return out
+
+    def _network(self, width: int, seed: int) -> Reparameterization | None:
+        kind = self.reparameterization
+        if kind == "none":
+            return None
+        return Reparameterization(kind, width, self.hidden, seed, self.train_norm)
 
     def train(self, backbone: Backbone) -> tuple[list[Job], list[Trained]]:
         """Train all lengths and seeds together."""
@@ -134,8 +166,66 @@ class Study:
             position=self.position, max_length=self.settings.max_length,
         )  # fmt: skip
         about = [self._about(job, study) | dict(selection=s) for job in jobs for s in chosen]
-        facts = pd.DataFrame(about).loc[scored.prompt].reset_index(drop=True)
-        return pd.concat([facts, scored.drop(columns="prompt")], axis=1)
+        return _joined(about, scored)
+
+    def tune(
+        self,
+        backbone: Backbone,
+        method: str,
+        study: str,
+        scope: str = "all",
+        selection: str = "best_dev",
+        progress: bool = True,
+    ) -> tuple[pd.DataFrame, list[tuning.Tuned]]:
+        """Train and score a method of `tuning.METHODS` on the same draws, one job after the other.
+
+        Returns rows like those of `evaluate`, and every epoch's losses (seed, epoch, train_loss,
+        dev_loss, dev_accuracy). `scope` is the weights that full tuning moves, "all" or "body".
+        The backbone given is not touched, and only one tuned copy is held at a time.
+        """
+        scored, losses = [], []
+        for job in self.jobs(backbone):
+            tuned = tuning.tune(
+                self.checkpoint.fresh, backbone, job, method, self.verbalizer, self.settings,
+                scope, selection, progress,
+            )  # fmt: skip
+            read = partial(tuned.score, verbalizer=self.verbalizer, max_tokens=self.room)
+            found = evaluation.measure(read, self.data, self.verbalizer, progress=progress)
+            about = self._about(job, study) | dict(method=method, trained=tuned.trained)
+            scored.append(_joined([about | dict(selection=selection)], found))
+            losses.append(pd.DataFrame(tuned.history).assign(seed=job.seed))
+            del tuned, read
+        return pd.concat(scored, ignore_index=True), pd.concat(losses, ignore_index=True)
+
+    def rates(
+        self, backbone: Backbone, method: str, rates: Sequence[float], scope: str = "all",
+        progress: bool = True,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Return the losses of every rate, seed and epoch, without looking at any test text.
+
+        Columns: learning_rate, seed, epoch, train_loss, dev_loss, dev_accuracy. A rate at which a
+        loss is not finite is printed and has one row a seed with empty losses.
+        """
+        choose("method", method, ["soft_prompt", *tuning.METHODS])
+        found = []
+        for rate in rates:
+            jobs = [replace(job, learning_rate=rate) for job in self.jobs(backbone)]
+            try:
+                histories = self._histories(backbone, jobs, method, scope, progress)
+            except TrainingDiverged as error:
+                print(f"rate {rate:g} is out: {error}")
+                histories = [[dict(epoch=0, dev_loss=float("nan"))] for _ in jobs]
+            for job, history in zip(jobs, histories, strict=True):
+                found.append(pd.DataFrame(history).assign(seed=job.seed, learning_rate=rate))
+        return pd.concat(found, ignore_index=True)
+
+    def _histories(self, backbone, jobs, method, scope, progress) -> list[list[dict]]:
+        """Train jobs by a method and keep what was measured on the way."""
+        if method == "soft_prompt":
+            return [t.history for t in fit(backbone, jobs, self.verbalizer, self.settings)]
+        given = (self.verbalizer, self.settings, scope, "last", progress)
+        fresh = self.checkpoint.fresh
+        return [tuning.tune(fresh, backbone, job, method, *given).history for job in jobs]
 
     def majority(self, study: str) -> list[dict]:
         """Return rows for always answering the test texts' most frequent label."""
@@ -154,7 +244,11 @@ class Study:
             study=study, task=self.data.task.name, data=self.data.name,
             backbone=self.checkpoint.name, method="soft_prompt", seed=job.seed,
             shots=self.draws[0].shots, length=len(job.prompt), init=self.init,
-            position=self.position, learning_rate=job.rate(self.settings),
+            position=self.position, loss=self.settings.loss,
+            reparameterization=self.reparameterization,
+            hidden=0 if self.reparameterization == "none" else self.hidden,
+            trained=sum(p.numel() for p in job.prompt.parameters() if p.requires_grad),
+            epochs=self.settings.epochs, learning_rate=job.rate(self.settings),
         )  # fmt: skip
 
     def facts(self, backbone: Backbone) -> dict:
@@ -169,6 +263,12 @@ class Study:
                 dtype=str(backbone.dtype).removeprefix("torch."),
             ),
         )  # fmt: skip
+
+
+def _joined(about: Sequence[dict], scored: pd.DataFrame) -> pd.DataFrame:
+    """Put what is known of each prompt before its scores."""
+    facts = pd.DataFrame(about).loc[scored.prompt].reset_index(drop=True)
+    return pd.concat([facts, scored.drop(columns="prompt")], axis=1)
 
 
 def _check_different(thing: str, values: object) -> None:

@@ -38,16 +38,16 @@ class Settings:
     def __post_init__(self) -> None:
         choose("loss", self.loss, LOSSES)
         for name in ("epochs", "batch_size", "max_length"):
-            _check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
+            check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
         for name in ("learning_rate", "clip"):
-            _check_number(name, getattr(self, name), float, "greater than 0", lambda x: x > 0)
-        _check_number("weight_decay", self.weight_decay, float, "at least 0", lambda x: x >= 0)
-        _check_number(
+            check_number(name, getattr(self, name), float, "greater than 0", lambda x: x > 0)
+        check_number("weight_decay", self.weight_decay, float, "at least 0", lambda x: x >= 0)
+        check_number(
             "warmup", self.warmup, float, "at least 0 and less than 1", lambda x: 0 <= x < 1
         )
 
 
-def _check_number(name: str, value: object, kind: type, rule: str, holds: Callable) -> None:
+def check_number(name: str, value: object, kind: type, rule: str, holds: Callable) -> None:
     """Refuse a value of another type, one that is not finite, and one that breaks the rule."""
     fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if not (fits and math.isfinite(value) and holds(value)):
@@ -164,9 +164,11 @@ def label_loss(
     ids = torch.tensor(verbalizer.ids, device=hidden.device)
     labels = labels.to(hidden.device).repeat_interleave(P)  # (B * P,)
     flat = hidden.reshape(B * P, d)
-    if loss == "label_words":
-        scores = backbone.logits(flat, ids)  # (B * P, K)
-        return nn.functional.cross_entropy(scores, labels, reduction="none").view(B, P)
+    restricted = loss == "label_words"
+    if restricted or backbone.model.get_output_embeddings().weight.requires_grad:
+        scores = backbone.logits(flat, ids if restricted else None)  # (B * P, K) or (B * P, V)
+        targets = labels if restricted else ids[labels]
+        return nn.functional.cross_entropy(scores, targets, reduction="none").view(B, P)
     return _HeadLoss.apply(flat, backbone.logits, ids[labels]).view(B, P)
 
 
@@ -192,7 +194,7 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         train = _epoch(crowds, jobs, optimizer, schedule, settings, epoch)
         dev = {j: found for crowd in crowds for j, found in crowd.dev()}
-        _check_finite(jobs, [dev[j][0] for j in range(len(jobs))], epoch, settings)
+        check_finite(jobs, [dev[j][0] for j in range(len(jobs))], epoch, settings)
         for j, result in enumerate(results):
             row = dict(zip(("dev_loss", "dev_accuracy"), dev[j], strict=True))
             if all(row["dev_loss"] < past["dev_loss"] for past in result.history):
@@ -250,7 +252,7 @@ def _epoch(crowds, jobs, optimizer, schedule, settings, epoch) -> list[float]:
         for crowd, batch in zip(crowds, batches, strict=True):
             for j, loss in crowd.step(batch):
                 seen[j].append(loss)
-        _check_finite(jobs, [losses[-1] for losses in seen], epoch, settings)
+        check_finite(jobs, [losses[-1] for losses in seen], epoch, settings)
         for job in jobs:
             nn.utils.clip_grad_norm_(job.prompt.parameters(), settings.clip)
         optimizer.step()
@@ -258,7 +260,17 @@ def _epoch(crowds, jobs, optimizer, schedule, settings, epoch) -> list[float]:
     return [sum(losses) / len(losses) for losses in seen]
 
 
-def _check_finite(jobs, losses, epoch, settings) -> None:
+def epoch_batches(rows: Tensor, seed: int, epoch: int, settings: Settings) -> tuple[Tensor, ...]:
+    """Return an epoch's batches of row numbers: the same for every method on a draw."""
+    generator = torch.Generator().manual_seed(1000 * seed + epoch)
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]
+    return shuffled.split(settings.batch_size)
+
+
+def check_finite(
+    jobs: Sequence[Job], losses: Sequence[float], epoch: int, settings: Settings
+) -> None:
+    """Raise TrainingDiverged, naming the prompts and rates, if a loss is not finite."""
     lost = [job for job, loss in zip(jobs, losses, strict=True) if not math.isfinite(loss)]
     if lost:
         rates = sorted({job.rate(settings) for job in lost})
@@ -288,9 +300,7 @@ class _Crowd:
         """Return the epoch's batches: row numbers, a batch of every draw side by side."""
         orders = []
         for seed, rows in zip(self.seeds, self.train.rows, strict=True):
-            generator = torch.Generator().manual_seed(1000 * seed + epoch)
-            shuffled = rows[torch.randperm(len(rows), generator=generator)]
-            orders.append(shuffled.split(self.settings.batch_size))
+            orders.append(epoch_batches(rows, seed, epoch, self.settings))
         return [torch.cat(parts) for parts in zip(*orders, strict=True)]
 
     def step(self, batch: Tensor) -> list[tuple[int, float]]:

@@ -1,0 +1,246 @@
+"""Methods that move more than a prompt, on the same draws: what freezing is compared with.
+
+Stands beside training: the same jobs, but each trains a copy of the backbone of its own.
+SPT section 4: "model tuning" trains the same prompt with all weights; the others are baselines.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, LoraModel, PrefixEncoder, PrefixTuningConfig
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, get_linear_schedule_with_warmup
+
+from xlcore import evaluation
+from xlcore.backbones import Backbone, Tokens, causal
+from xlcore.errors import choose
+from xlcore.prompts import Layout, Verbalizer
+from xlcore.training import Job, Labelled, Settings, check_finite, epoch_batches, label_loss
+
+SCOPES = ("all", "body")  # which weights full tuning moves; body leaves out the embedding matrix
+LORA = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
+
+
+class Method:
+    """What a method trains on a backbone of its own, and how it reads a text's label state."""
+
+    mixed = False  # whether training multiplies in bfloat16
+
+    def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
+        self.backbone = backbone
+        self.layout = Layout((len(job.prompt),), max_length, job.prompt.position)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        raise NotImplementedError
+
+    def states(self, backbone: Backbone, tokens: Tokens) -> Tensor:
+        """Return the label states (B, 1, d); without a prompt, those of the texts' last tokens."""
+        return backbone.text_states(tokens)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the backbone's weights as the method leaves them, {} if it never moves them."""
+        return self.backbone.model.state_dict()
+
+
+class FineTuning(Method):
+    """All weights, no prompt: the label word is read right behind the text."""
+
+    def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
+        super().__init__(backbone, job, max_length, scope)
+        left_out = [backbone.model.get_input_embeddings().weight] if scope == "body" else []
+        left_out += [backbone.model.get_output_embeddings().weight] if scope == "body" else []
+        self.moved = [p for p in backbone.model.parameters() if not any(p is x for x in left_out)]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.moved
+
+
+class JointTuning(FineTuning):
+    """The prompt and all weights together: the paper's comparator, "model tuning"."""
+
+    def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
+        super().__init__(backbone, job, max_length, scope)
+        self.prompt = job.prompt
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.moved, *self.prompt.parameters()]
+
+    def states(self, backbone: Backbone, tokens: Tokens) -> Tensor:
+        return backbone.whole_pass(tokens, self.prompt.vectors(), self.layout)
+
+
+class LoRA(Method):
+    """Low-rank updates of every linear layer (Hu et al. 2022), by PEFT, merged after training."""
+
+    def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
+        super().__init__(backbone, job, max_length, scope)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            self.lora = LoraModel(backbone.model, LoraConfig(**LORA), "default")
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.lora.parameters() if p.requires_grad]
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.lora.merge_and_unload().state_dict()
+
+
+class PrefixTuning(Method):
+    """Trained keys and values before the text in every layer (Li & Liang 2021), by PEFT."""
+
+    def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
+        super().__init__(backbone, job, max_length, scope)
+        n, pairs = len(job.prompt), backbone.encode(job.train.tokens.rows([0])).pairs
+        _, H, _, width = pairs[0][0].shape
+        config = PrefixTuningConfig(
+            num_virtual_tokens=n, num_layers=len(pairs), num_attention_heads=H, token_dim=H * width
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            self.encoder = PrefixEncoder(config).to(backbone.device)
+        self.shape = (n, len(pairs), 2, H, width)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.encoder.parameters())
+
+    def states(self, backbone: Backbone, tokens: Tokens) -> Tensor:
+        B, n = len(tokens.ids), self.shape[0]
+        flat = self.encoder(torch.arange(n, device=backbone.device)).to(backbone.dtype)
+        layers = flat.view(self.shape).permute(1, 2, 3, 0, 4)  # (L, 2, H, n, d_h)
+        pairs = [(k.expand(B, *k.shape), v.expand(B, *v.shape)) for k, v in layers]
+        mask = torch.cat([tokens.mask.new_ones(B, n), tokens.mask], 1)
+        seen = causal(Tokens(mask, mask).positions, mask)[:, n:]  # (B, T, n + T)
+        return backbone.text_states(tokens, DynamicCache(pairs), n, seen)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {}
+
+
+METHODS: dict[str, type[Method]] = {
+    "joint_tuning": JointTuning,
+    "fine_tuning": FineTuning,
+    "lora": LoRA,
+    "prefix_tuning": PrefixTuning,
+}
+
+
+@dataclass
+class Tuned:
+    """A trained method at one epoch, on a backbone that holds its weights, ready to be read."""
+
+    backbone: Backbone
+    method: Method
+    trained: int  # how many numbers were trained
+    history: list[dict]  # epoch, train_loss, dev_loss, dev_accuracy
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str], verbalizer: Verbalizer, max_tokens: int) -> Tensor:
+        """Return the label words' scores (1, N, K), in the texts' order."""
+        tokens = self.backbone.tokenize(texts, max_tokens)
+        words = torch.tensor(verbalizer.ids, device=self.backbone.device)
+        out = torch.zeros(1, len(texts), len(words))
+        for rows, batch in evaluation.batches(tokens, int(tokens.lengths.max())):
+            states = self.method.states(self.backbone, batch)  # (B, 1, d)
+            out[0, rows] = self.backbone.logits(states, words)[:, 0].cpu()
+        return out
+
+
+def tune(
+    fresh: Callable[[torch.dtype], Backbone],
+    like: Backbone,
+    job: Job,
+    method: str,
+    verbalizer: Verbalizer,
+    settings: Settings,
+    scope: str = "all",
+    selection: str = "best_dev",
+    progress: bool = True,
+) -> Tuned:
+    """Train one job by a method of METHODS and return it at its best dev epoch, or its last.
+
+    fresh: makes an untouched copy of the backbone in a dtype. Weights are kept in fp32 and
+    multiplied in the dtype of `like`, the study's frozen backbone, which is not touched. Batch
+    order, loss, schedule and clipping are those of `training.fit`. Raises InputError for an unknown
+    method, scope or selection, TrainingDiverged if a loss is not finite.
+    """
+    kind = METHODS[choose("method", method, METHODS)]
+    choose("scope", scope, SCOPES)
+    choose("selection", selection, ("best_dev", "last"))
+    own = fresh(torch.float32)
+    own.model.to(like.device)
+    made = kind(own, copy.deepcopy(job), settings.max_length, scope)
+    made.mixed = like.dtype == torch.bfloat16
+    history = _train(made, job, verbalizer, settings, selection, progress)
+    trained = sum(p.numel() for p in made.parameters())
+    ready, weights = like, made.weights()
+    if weights:
+        ready = Backbone(like.name, copy.deepcopy(like.model), like.tokenizer, like.family)
+        ready.model.load_state_dict(weights)
+    return Tuned(ready, made, trained, history)
+
+
+def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
+    """Run all epochs and leave the parameters of the selected one in place."""
+    parameters = made.parameters()
+    for p in made.backbone.model.parameters():
+        p.requires_grad_(any(p is moved for moved in parameters))
+    optimizer = torch.optim.AdamW(
+        parameters, job.rate(settings), weight_decay=settings.weight_decay, fused=True
+    )
+    steps = -(-len(job.train.labels) // settings.batch_size) * settings.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, int(settings.warmup * steps), steps)
+    history: list[dict] = []
+    best: list[Tensor] = []
+    for epoch in (bar := tqdm(range(1, settings.epochs + 1), disable=not progress, leave=False)):
+        losses = []
+        for rows in epoch_batches(torch.arange(len(job.train.labels)), job.seed, epoch, settings):
+            optimizer.zero_grad()
+            loss = _measure(made, job.train, rows, verbalizer, settings)[0]
+            loss.backward()
+            check_finite([job], [loss.item()], epoch, settings)
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        row = dict(epoch=epoch, train_loss=sum(losses) / len(losses)) | _dev(
+            made, job, verbalizer, settings
+        )
+        check_finite([job], [row["dev_loss"]], epoch, settings)
+        if selection == "best_dev" and all(row["dev_loss"] < past["dev_loss"] for past in history):
+            best = [p.detach().clone() for p in parameters]
+        history.append(row)
+        bar.set_postfix(dev_loss=f"{row['dev_loss']:.3f}")
+    with torch.no_grad():
+        for p, kept in zip(parameters, best or parameters, strict=True):
+            p.copy_(kept)
+    return history
+
+
+@torch.no_grad()
+def _dev(made, job, verbalizer, settings) -> dict[str, float]:
+    """Return dev loss and accuracy, averaged over texts."""
+    parts = torch.arange(len(job.dev.labels)).split(settings.batch_size)
+    found = [_measure(made, job.dev, rows, verbalizer, settings) for rows in parts]
+    shares = [len(rows) / len(job.dev.labels) for rows in parts]
+    loss, right = (
+        sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1)
+    )
+    return dict(dev_loss=loss, dev_accuracy=right)
+
+
+def _measure(
+    made: Method, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of these rows, with its gradient, and their accuracy."""
+    backbone, labels = made.backbone, side.labels[rows]
+    # A context of its own: it keeps its bfloat16 copies of the weights until it ends.
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=made.mixed):
+        hidden = made.states(backbone, side.tokens.rows(rows))  # (B, 1, d)
+        loss = label_loss(backbone, hidden, labels, verbalizer, settings.loss).mean()
+        words = torch.tensor(verbalizer.ids, device=hidden.device)
+        guess = backbone.logits(hidden.detach(), words)[:, 0].argmax(-1).cpu()
+    return loss, (guess == labels).float().mean()
