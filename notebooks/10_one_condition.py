@@ -99,6 +99,4 @@ mean.sort_values(ascending=False).round(1).to_frame("accuracy").T
 best = losses.groupby("seed").dev_loss.min()
 facts = rows.drop(columns=["metric", "value"]).query("language == 'eng'").drop_duplicates("seed")
 dev = facts.assign(metric="dev_loss", value=facts.seed.map(best))
-results = runs.finish(
-    pd.concat([rows, dev]).assign(scope=scope), run_dir, **study.facts(model)
-)
+results = runs.finish(pd.concat([rows, dev]).assign(scope=scope), run_dir, **study.facts(model))

@@ -10,7 +10,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xlcore.errors import InputError
-from xlcore.prompts import Layout, SoftPrompt, Verbalizer, check_lengths, initialize
+from xlcore.prompts import (
+    REPARAMETERIZATIONS,
+    Layout,
+    Reparameterization,
+    SoftPrompt,
+    Verbalizer,
+    check_lengths,
+    initialize,
+)
 
 family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -213,3 +221,73 @@ def test_labels_become_their_numbers():
 def test_an_unknown_label_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="label 'sport'; did you mean sports"):
         Verbalizer(("travel", "sports"), ("a", "b"), (1, 2)).index(["sport"])
+
+
+# --- reparameterization ---------------------------------------------------------------------------
+
+VECTORS = torch.rand(4, 12, generator=torch.Generator().manual_seed(2)) - 0.5
+network = pytest.mark.parametrize("kind", REPARAMETERIZATIONS[1:])
+
+
+def made(kind, hidden=3, seed=1, train_norm=False):
+    return Reparameterization(kind, 12, hidden, seed, train_norm)
+
+
+def norm(x):
+    """LayerNorm without gain and bias, as its definition has it."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def test_mlp_is_linear_relu_linear_layernorm():
+    one = made("mlp")
+    first, _, second, _ = one.net
+    inner = (VECTORS @ first.weight.T + first.bias).clamp(min=0)
+    assert torch.allclose(one(VECTORS), norm(inner @ second.weight.T + second.bias), atol=1e-6)
+
+
+def test_residual_mlp_adds_its_input():
+    plain, residual = made("mlp"), made("residual_mlp")
+    assert torch.allclose(residual(VECTORS), VECTORS + plain(VECTORS), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ("mlp", "residual_mlp"))
+def test_mlps_treat_each_position_alone(kind):
+    one = made(kind)
+    alone = torch.cat([one(row[None]) for row in VECTORS])
+    assert torch.allclose(one(VECTORS), alone, atol=1e-6)
+
+
+def test_lstm_reads_the_positions_both_ways():
+    one, other = made("lstm"), VECTORS.clone()
+    other[2] += 1
+    moved = (one(VECTORS) - one(other)).abs().amax(1)
+    assert (moved > 1e-6).all()
+
+
+@network
+def test_network_is_decided_by_its_seed_alone(kind):
+    torch.manual_seed(5)
+    first = made(kind)(VECTORS)
+    torch.manual_seed(6)
+    assert torch.equal(first, made(kind)(VECTORS))
+    assert not torch.equal(first, made(kind, seed=2)(VECTORS))
+
+
+@pytest.mark.parametrize(("train_norm", "more"), [(False, 0), (True, 24)])
+def test_layernorm_is_frozen_unless_told(train_norm, more):
+    trained = [p.numel() for p in made("mlp", train_norm=train_norm).parameters() if p.requires_grad]
+    assert sum(trained) == 12 * 3 + 3 + 3 * 12 + 12 + more
+
+
+@network
+def test_gradients_reach_network_and_vectors(kind):
+    prompt = SoftPrompt(VECTORS, network=made(kind))
+    prompt.vectors().square().mul(torch.arange(12)).sum().backward()
+    moved = [p for p in prompt.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in moved)
+
+
+def test_unknown_network_names_the_nearest():
+    with pytest.raises(InputError, match="reparameterization 'mpl'; did you mean mlp"):
+        made("mpl")

@@ -48,6 +48,8 @@ REFUSED = {
     "model": (dict(backbone="tiny-gema3"), "model 'tiny-gema3'; did you mean tiny-gemma3"),
     "init": (dict(init="unifrom"), "init 'unifrom'; did you mean uniform"),
     "position": (dict(position="sufix"), "prompt position 'sufix'; did you mean suffix"),
+    "network": (dict(reparameterization="lstn"), "reparameterization 'lstn'; did you mean lstm"),
+    "hidden": (dict(hidden=0), "hidden 0 must be greater than 0, a whole number"),
     "loss": (dict(loss="vocab"), "loss 'vocab'; did you mean vocabulary"),
     "device": (dict(device="cdua"), "device 'cdua'; did you mean cuda"),
     "dtype": (dict(dtype="float16"), "dtype 'float16'; did you mean .*float32"),
@@ -247,3 +249,68 @@ def test_facts_name_data_and_model(done):
 
 def test_plan_reads_no_weights_until_load(no_weights):
     assert isinstance(plan().checkpoint.config, type(AutoConfig.for_model("llama")))
+
+
+# --- other methods on the same draws --------------------------------------------------------------
+
+QUICK = dict(epochs=2, learning_rate=0.01, seeds=(1, 2), lengths=(3,))
+
+
+@pytest.mark.parametrize("method", ("joint_tuning", "lora"))
+def test_tune_gives_the_rows_of_evaluate_for_every_seed_and_language(method):
+    one = plan(**QUICK)
+    model = tiny("tiny-llama")
+    jobs, trained = one.train(model)
+    frozen = one.evaluate(model, jobs, trained, "a", ["best_dev"])
+    rows, losses = one.tune(model, method, "a", progress=False)
+    keys = ["study", "task", "data", "backbone", "language", "seed", "shots", "length", "metric"]
+    assert sorted(rows[keys].values.tolist()) == sorted(frozen[keys].values.tolist())
+    assert set(rows.method) == {method} and list(rows.columns) == list(frozen.columns)
+    assert losses.groupby("seed").epoch.apply(list).to_dict() == {1: [1, 2], 2: [1, 2]}
+
+
+def test_every_condition_draws_the_same_sentences_and_never_a_test_one():
+    drawn = []
+    for given in (
+        {},
+        dict(reparameterization="mlp"),
+        dict(position="prefix"),
+        dict(init="label_words"),
+        dict(loss="label_words"),
+        dict(lengths=(7,)),
+    ):
+        one = plan(**QUICK | given)
+        tested = set(one.data.frame.query("split == 'test'").index_id)
+        used = [{*d.train_ids, *d.dev_ids} for d in one.draws]
+        assert not any(tested & ids for ids in used)
+        jobs = one.jobs(tiny("tiny-llama"))
+        drawn.append([(d.train_ids, d.dev_ids) for d in one.draws])
+        assert [job.train.labels.tolist() for job in jobs] == [
+            one.verbalizer.index(d.texts(one.data)[0].label).tolist() for d in one.draws
+        ]
+    assert all(draw == drawn[0] for draw in drawn)
+
+
+def test_paired_seeds_start_from_the_same_vectors_with_and_without_a_network():
+    starts = [
+        plan(**QUICK | dict(reparameterization=kind)).jobs(tiny("tiny-llama"))[0].prompt.weight
+        for kind in ("none", "mlp", "lstm")
+    ]
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+
+
+def test_rates_come_back_for_every_rate_seed_and_epoch_and_a_diverged_one_is_told(capsys):
+    one = plan(**QUICK | dict(clip=1e30))
+    found = one.rates(tiny("tiny-llama"), "fine_tuning", [1e-3, 1e30], progress=False)
+    good, bad = found[found.learning_rate == 1e-3], found[found.learning_rate == 1e30]
+    assert len(good) == 4 and good.dev_loss.notna().all()
+    assert len(bad) == 2 and bad.dev_loss.isna().all()
+    assert "rate 1e+30 is out: the loss of prompt" in capsys.readouterr().out
+
+
+def test_rates_need_no_test_sentence():
+    one = plan(**QUICK)
+    without = one.data.frame[one.data.frame.split != "test"]
+    one = dataclasses.replace(one, data=dataclasses.replace(one.data, frame=without))
+    frozen = one.rates(tiny("tiny-llama"), "soft_prompt", [0.01])
+    assert sorted(frozen.seed.unique()) == [1, 2]

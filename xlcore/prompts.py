@@ -34,6 +34,7 @@ class Reparameterization(nn.Module):
     def __init__(self, kind: str, width: int, hidden: int, seed: int, train_norm: bool) -> None:
         super().__init__()
         self.kind = choose("reparameterization", kind, REPARAMETERIZATIONS[1:])
+        self.hidden = hidden
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if kind == "lstm":

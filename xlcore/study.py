@@ -132,7 +132,7 @@ class Study:
                 start = initialize(backbone, n, drawn.seed, self.init, self.verbalizer.ids)
                 network = self._network(backbone.width, drawn.seed)
                 prompt = SoftPrompt(start, self.position, f"n={n} seed={drawn.seed}", network)
-                out.append(Job(prompt, train, dev, drawn.seed))
+                out.append(Job(prompt, train, dev, drawn.seed, self.settings.learning_rate))
         return out
 
     def _network(self, width: int, seed: int) -> Reparameterization | None:
@@ -240,13 +240,14 @@ class Study:
         return [about | dict(language=code, value=value) for code, value in share.items()]
 
     def _about(self, job: Job, study: str) -> dict:
+        network = job.prompt.network
         return dict(
             study=study, task=self.data.task.name, data=self.data.name,
             backbone=self.checkpoint.name, method="soft_prompt", seed=job.seed,
             shots=self.draws[0].shots, length=len(job.prompt), init=self.init,
             position=self.position, loss=self.settings.loss,
-            reparameterization=self.reparameterization,
-            hidden=0 if self.reparameterization == "none" else self.hidden,
+            reparameterization=network.kind if network else "none",
+            hidden=network.hidden if network else 0,
             trained=sum(p.numel() for p in job.prompt.parameters() if p.requires_grad),
             epochs=self.settings.epochs, learning_rate=job.rate(self.settings),
         )  # fmt: skip
