@@ -217,6 +217,7 @@ def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
     with torch.no_grad():
         for p, kept in zip(parameters, best or parameters, strict=True):
             p.copy_(kept)
+            p.grad = None  # as large as the weights, and not needed to read them
     return history
 
 
