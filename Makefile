@@ -9,6 +9,10 @@ TORCH   ?=
 
 # Waiting threads sleep: on a machine shared with others, spinning ones slow a run down tenfold.
 export OMP_WAIT_POLICY ?= passive
+# Large buffers are kept and used again: fetching them from the system each time costs a third of a
+# training step (glibc; ignored elsewhere).
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
 PY    := "$(VENV)/bin/python"
 READY := $(VENV)/.ready
