@@ -105,8 +105,8 @@ mean = kept.groupby(["language", "metric"]).value.mean().unstack()
 mean.rename(index=figures.name_of).sort_values("accuracy", ascending=False).round(1).T
 
 # %%
-accuracy = pd.concat([figures.pick(kept, metric="accuracy"),
-                      pd.DataFrame(study.majority("frozen_transfer"))])  # fmt: skip
+references = pd.DataFrame(study.references("frozen_transfer"))  # majority label, tokenizer
+accuracy = figures.pick(pd.concat([kept, references], ignore_index=True), metric="accuracy")
 about = f"{study.data.describe()}; {backbone}, frozen; n = {length} tokens, {shots} shots."
 figure = figures.transfer_profile(accuracy, about)
 
@@ -149,8 +149,8 @@ if tuned_seeds:
     print(losses.groupby("epoch")[["train_loss", "dev_loss"]].mean().round(3).T)
 
 # %%
-both = pd.concat([*parts, pd.DataFrame(study.majority("frozen_transfer"))], ignore_index=True)
-both = figures.pick(both[both.selection != "last"], metric="accuracy")
+everything = pd.concat([*parts, references], ignore_index=True)
+both = figures.pick(everything[everything.selection != "last"], metric="accuracy")
 figure = figures.compare_profile(both, f"{study.data.describe()}; {backbone}; n = {length}.")
 
 # %% [markdown]
@@ -189,7 +189,4 @@ print(f"Spearman rank correlation over {len(others)} languages: {rho:.2f} (p = {
 # seeds until the interval for Swahili is below ten points.
 
 # %%
-results = runs.finish(
-    pd.concat([*parts, pd.DataFrame(study.majority("frozen_transfer"))]), run_dir,
-    **study.facts(model),
-)  # fmt: skip
+results = runs.finish(everything, run_dir, **study.facts(model))

@@ -75,9 +75,9 @@ if method == "soft_prompt":
     jobs, trained = study.train(model)
     losses = pd.concat(pd.DataFrame(t.history).assign(seed=j.seed)
                        for j, t in zip(jobs, trained, strict=True))  # fmt: skip
-    rows = study.evaluate(model, jobs, trained, "conditions", selections)
+    rows = study.evaluate(model, jobs, trained, "frozen_transfer", selections)
 else:
-    rows, losses = study.tune(model, method, "conditions", scope, selections[0])
+    rows, losses = study.tune(model, method, "frozen_transfer", scope, selections[0])
 assert weights_sha256(model.model) == before
 
 # %%
@@ -99,4 +99,6 @@ mean.sort_values(ascending=False).round(1).to_frame("accuracy").T
 best = losses.groupby("seed").dev_loss.min()
 facts = rows.drop(columns=["metric", "value"]).query("language == 'eng'").drop_duplicates("seed")
 dev = facts.assign(metric="dev_loss", value=facts.seed.map(best))
-results = runs.finish(pd.concat([rows, dev]).assign(scope=scope), run_dir, **study.facts(model))
+measured = pd.concat([rows, dev]).assign(scope=scope if "tuning" in method else "none")
+everything = pd.concat([measured, pd.DataFrame(study.references("frozen_transfer"))])
+results = runs.finish(everything, run_dir, **study.facts(model))

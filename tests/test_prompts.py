@@ -276,7 +276,8 @@ def test_network_is_decided_by_its_seed_alone(kind):
 
 @pytest.mark.parametrize(("train_norm", "more"), [(False, 0), (True, 24)])
 def test_layernorm_is_frozen_unless_told(train_norm, more):
-    trained = [p.numel() for p in made("mlp", train_norm=train_norm).parameters() if p.requires_grad]
+    network = made("mlp", train_norm=train_norm)
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
     assert sum(trained) == 12 * 3 + 3 + 3 * 12 + 12 + more
 
 

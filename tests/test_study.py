@@ -314,3 +314,25 @@ def test_rates_need_no_test_sentence():
     one = dataclasses.replace(one, data=dataclasses.replace(one.data, frame=without))
     frozen = one.rates(tiny("tiny-llama"), "soft_prompt", [0.01])
     assert sorted(frozen.seed.unique()) == [1, 2]
+
+
+def test_references_count_labels_and_tokens(no_weights):
+    study = plan(languages=["swh", "eng"])
+    rows = {(r["method"], r["language"]): r for r in study.references("any")}
+    assert len(rows) == 4
+    tokenizer = study.checkpoint.tokenizer
+    texts = {x.iso639_3: study.data.examples(x, "test") for x in study.data.languages}
+    tokens = {
+        code: sum(len(tokenizer(t)["input_ids"]) for t in x.text) for code, x in texts.items()
+    }
+    fertility = rows["tokenizer", "swh"]
+    assert (fertility["metric"], fertility["value"]) == ("fertility", tokens["swh"] / tokens["eng"])
+    assert rows["tokenizer", "eng"]["value"] == 1
+    most = max(texts["swh"].label.value_counts())
+    assert rows["majority", "swh"]["value"] == 100 * most / len(texts["swh"])
+    assert {r["backbone"] for r in rows.values()} == {"none", study.checkpoint.name}
+
+
+def test_without_english_there_is_no_fertility(no_weights):
+    rows = plan(languages=["swh"]).references("any")
+    assert [r["metric"] for r in rows] == ["accuracy"]

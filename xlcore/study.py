@@ -4,6 +4,7 @@ Stands over data, checkpoints, training and evaluation, so that a notebook needs
 SPT section 4: train on K English examples a class, test in every language.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import pandas as pd
 
 from xlcore import checkpoints, evaluation, tuning
-from xlcore.backbones import Backbone
+from xlcore.backbones import Backbone, token_ids
 from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
 from xlcore.data import Draw, TaskData, draw, load
 from xlcore.errors import InputError, choose
@@ -227,17 +228,30 @@ class Study:
         fresh = self.checkpoint.fresh
         return [tuning.tune(fresh, backbone, job, method, *given).history for job in jobs]
 
-    def majority(self, study: str) -> list[dict]:
-        """Return rows for always answering the test texts' most frequent label."""
-        about = dict(
-            study=study, task=self.data.task.name, data=self.data.name, backbone="none",
-            method="majority", seed=0, shots=0, metric="accuracy",
-        )  # fmt: skip
-        share = {
-            x.iso639_3: 100 * self.data.examples(x, "test").label.value_counts(normalize=True).max()
-            for x in self.data.languages
+    def references(self, study: str) -> list[dict]:
+        """Return rows that no prompt made, per language: majority accuracy and fertility.
+
+        majority: always answering the test texts' most frequent label, in percent. fertility: the
+        tokenizer's tokens for the test texts, relative to the same texts in English (left out if
+        English is not among the languages). Source: Rust et al. 2021, for fertility.
+        """
+        about = dict(study=study, task=self.data.task.name, data=self.data.name, seed=0, shots=0)
+        tests = {x.iso639_3: self.data.examples(x, "test") for x in self.data.languages}
+        majority = about | dict(backbone="none", method="majority", metric="accuracy")
+        rows = [
+            majority | dict(language=code, value=100 * t.label.value_counts(normalize=True).max())
+            for code, t in tests.items()
+        ]
+        counts = {
+            code: sum(map(len, token_ids(self.checkpoint.tokenizer, t.text, sys.maxsize)))
+            for code, t in tests.items()
         }
-        return [about | dict(language=code, value=value) for code, value in share.items()]
+        about |= dict(backbone=self.checkpoint.name, method="tokenizer", metric="fertility")
+        return rows + [
+            about | dict(language=code, value=n / counts["eng"])
+            for code, n in counts.items()
+            if "eng" in counts
+        ]
 
     def _about(self, job: Job, study: str) -> dict:
         network = job.prompt.network
