@@ -1,0 +1,481 @@
+"""Claims, page and ledger on simulated rows whose truth is known."""
+
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from xlcore import claims, statistics
+from xlcore.claims import COLUMNS, judge, ledger, page
+from xlcore.errors import InputError
+from xlcore.languages import DISTANCES, distances, resolve
+
+# Of 14 families; Twi has no genetic distance.
+CODES = [
+    "eng", "deu", "fra", "rus", "bul", "hin", "aka", "swh", "zul", "yor", "twi", "tam", "arb",
+    "bam", "eus", "ind", "jpn", "kor", "quy", "tha", "tur", "vie", "zho",
+]  # fmt: skip
+BASE = dict(
+    method="soft_prompt", shots=8, length=5, init="uniform", position="suffix", loss="vocabulary",
+    reparameterization="none", hidden=0, selection="best_dev",
+)  # fmt: skip
+FAR = distances().syntactic
+SEEDS = range(1, 7)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 500)
+
+
+def made(
+    study="frozen_transfer", backbone="gemma-3-270m", seeds=SEEDS, shift=0.0, slope=0.0, noise=1.0,
+    run="run-a", codes=CODES, **switches,
+):  # fmt: skip
+    """Rows of one condition: accuracy falls with distance, seeds move all languages alike.
+
+    shift is added to all but English, slope times the syntactic distance to each language.
+    """
+    rng = np.random.default_rng(zlib.crc32(repr((study, backbone, switches)).encode()))
+    draws = {seed: np.random.default_rng(seed).normal() * 5 for seed in seeds}
+    return pd.DataFrame(
+        dict(
+            study=study, task="topics", data="sib200", backbone=backbone, language=code, seed=seed,
+            metric="accuracy", run=run, learning_rate=0.05,
+            value=80 - 50 * FAR[code] + (code != "eng") * shift + slope * FAR[code] + draws[seed]
+            + rng.normal() * noise, **{**BASE, **switches},
+        )
+        for seed in seeds
+        for code in codes
+    )  # fmt: skip
+
+
+def majority(share=25.0):
+    none = dict(method="majority", backbone="none", shots=0)
+    rows = made(seeds=[0]).drop(columns=list(BASE)).assign(value=share)
+    return rows.assign(**none)
+
+
+def together(*parts):
+    return pd.concat([*parts, majority()], ignore_index=True)
+
+
+def freezing(**tuned):
+    return together(made(), made(method="joint_tuning", run="run-b", **tuned))
+
+
+def lines(rows, claim):
+    table = judge(rows, BASE)
+    return table[table.claim == claim].reset_index(drop=True)
+
+
+def first(rows, claim):
+    return lines(rows, claim).iloc[0]
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def test_columns_are_those_of_claims_csv():
+    expected = "claim, backbone, data, languages, seeds, effect, low, high, test, p, verdict, run"
+    assert list(judge(freezing(), BASE).columns) == expected.split(", ") == list(COLUMNS)
+
+
+def test_no_rows_at_all_leave_every_claim_not_run():
+    table = judge(freezing().head(0), BASE)
+    assert table.claim.tolist() == ["C1", "C2", "C3", "C4", "C5"]
+    assert set(table.verdict) == {"not run"}
+
+
+def test_a_missing_condition_is_not_run_and_named():
+    found = first(together(made()), "C1")
+    assert found.verdict == "not run"
+    assert "needs method joint_tuning in study frozen_transfer" in found.test
+
+
+def test_rows_of_studies_without_a_switch_need_no_column_for_it():
+    rows = by_length({1: 0, 5: 5}).drop(columns=["reparameterization", "hidden"])
+    base = {k: v for k, v in BASE.items() if k in rows}
+    table = judge(rows, base).set_index("claim")
+    assert table.verdict["C4"] == "contradicted"
+    assert table.verdict["C5"] == "not run"
+
+
+def test_runs_behind_a_line_are_named():
+    assert first(freezing(), "C1").run == "run-a, run-b"
+
+
+def test_the_main_number_of_shots_comes_first():
+    more = [made(shots=k, method=m) for k in (4, 32) for m in ("soft_prompt", "joint_tuning")]
+    tests = lines(pd.concat([freezing(), *more]), "C1").test
+    assert tests.str.extract(r"; K = (\d+);")[0].tolist() == ["8", "4", "32"]
+
+
+def test_other_metrics_do_not_count():
+    rows = freezing()
+    assert first(pd.concat([rows, rows.assign(metric="macro_f1", value=0)]), "C1").seeds == 6
+
+
+def test_random_weights_are_no_evidence():
+    tuned = made(backbone="tiny-bloom", method="joint_tuning", shift=-20)
+    rows = together(made(backbone="tiny-bloom"), tuned)
+    found = first(rows, "C1")
+    assert found.verdict == "undecided"
+    assert "random weights are no evidence" in found.test
+
+
+def test_a_second_learning_rate_in_a_condition_is_refused():
+    rows = pd.concat([freezing(), made().assign(learning_rate=0.5)])
+    with pytest.raises(InputError, match="differing in learning_rate"):
+        judge(rows, BASE)
+
+
+def test_a_language_that_only_one_condition_has_is_refused():
+    rows = pd.concat([made(), made(method="joint_tuning", codes=CODES[:-1]), majority()])
+    with pytest.raises(InputError, match="zho seed 1"):
+        judge(rows, BASE)
+
+
+def test_an_unknown_switch_is_refused():
+    with pytest.raises(InputError, match="lenght"):
+        judge(freezing(), {**BASE, "lenght": 5})
+
+
+def test_a_base_without_shots_is_refused():
+    with pytest.raises(InputError, match="shots"):
+        judge(freezing(), {"method": "soft_prompt"})
+
+
+def test_rows_without_their_run_are_refused():
+    with pytest.raises(InputError, match="'run'"):
+        judge(freezing().drop(columns="run"), BASE)
+
+
+# --- C1 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(-4, "supported"), (4, "contradicted"), (0, "undecided")]
+)
+def test_c1_says_which_condition_is_better(shift, verdict):
+    assert first(freezing(shift=shift, noise=2), "C1").verdict == verdict
+
+
+def test_c1_is_the_mean_of_paired_differences_without_english():
+    rows = freezing(shift=-4)
+    kept = rows[rows.language != "eng"]
+    means = kept.groupby("method").value.mean()
+    found = first(rows, "C1")
+    assert found.effect == pytest.approx(means.soft_prompt - means.joint_tuning)
+    assert found.languages == len(CODES) - 1
+
+
+def test_a_condition_without_a_switch_is_a_partner_all_the_same():
+    tuned = made(method="joint_tuning", shift=-4).assign(init=None)
+    assert first(together(made(), tuned), "C1").verdict == "supported"
+
+
+def test_seeds_without_a_partner_are_left_out_and_counted():
+    rows = pd.concat([made(seeds=range(1, 11)), made(method="joint_tuning"), majority()])
+    found = first(rows, "C1")
+    assert found.seeds == 6
+    assert "4 seeds without a partner left out" in found.test
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
+def test_few_seeds_are_called_too_few(seeds):
+    rows = pd.concat(
+        [made(seeds=seeds), made(seeds=seeds, method="joint_tuning", shift=-20), majority()]
+    )
+    found = first(rows, "C1")
+    assert found.verdict == "undecided"
+    assert "fewer than 5 seeds decide nothing" in found.test
+
+
+# --- C2 -----------------------------------------------------------------------------------------
+
+
+def test_c2_has_a_line_for_each_distance():
+    tests = lines(freezing(), "C2").test
+    assert [
+        kind for kind in DISTANCES if tests.str.contains(f"with {kind} distance").any()
+    ] == list(DISTANCES)
+    assert len(tests) == 6
+
+
+def test_c2_finds_an_effect_that_grows_with_syntactic_distance():
+    found = first(freezing(slope=-40), "C2")
+    assert found.verdict == "supported"
+    assert "syntactic" in found.test
+
+
+def test_c2_needs_a_p_below_a_twentieth_after_correction(monkeypatch):
+    measured = statistics.distance_correlations
+    monkeypatch.setattr(
+        statistics, "distance_correlations", lambda *given: measured(*given).assign(p=0.06)
+    )
+    assert set(lines(freezing(slope=-40), "C2").verdict) == {"undecided"}
+
+
+def test_c2_finds_the_opposite_too():
+    assert first(freezing(slope=40), "C2").verdict == "contradicted"
+
+
+def test_c2_is_undecided_where_nothing_depends_on_distance():
+    assert set(lines(freezing(shift=-5), "C2").verdict) == {"undecided"}
+
+
+def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
+    found = lines(freezing(), "C2")
+    genetic = found.test.str.contains("genetic")
+    assert set(found.languages[~genetic]) == {len(CODES) - 1}
+    assert set(found.languages[genetic]) == {len(CODES) - 2}  # Twi
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ("gemma-3-270m", "XGLM's data share (a proxy) (no fertility)"),
+        ("facebook/xglm-564M", "XGLM's data share (no fertility)"),
+        ("bigscience/bloom-560m", "BLOOM's data share (no fertility)"),
+    ],
+)
+def test_c2_says_whose_share_is_held_constant(backbone, words):
+    rows = pd.concat([made(backbone=backbone), made(backbone=backbone, method="joint_tuning")])
+    assert words in first(rows, "C2").test
+
+
+def test_a_language_that_the_list_lacks_ties_at_the_lowest_share():
+    case = claims.Case("C2", "sib200", "bigscience/bloom-560m", made(), BASE, 25.0, pd.Series())
+    shares = claims._controls(case, pd.Index(["deu", "tha", "fra"]))[0].share
+    assert shares.tolist() == [0, 0, resolve("fra").bloom_share]
+
+
+def fertility(backbone="gemma-3-270m"):
+    values = np.random.default_rng(0).uniform(1, 4, len(CODES))
+    about = dict(method="tokenizer", metric="fertility", backbone=backbone, shots=0)
+    return made(seeds=[0]).drop(columns=list(BASE)).assign(**about, value=values)
+
+
+def test_c2_controls_for_the_fertility_of_this_tokenizer():
+    rows = pd.concat([freezing(), fertility(), fertility("facebook/xglm-564M")])
+    found = first(rows, "C2")
+    assert "a proxy) and fertility constant" in found.test
+
+
+def test_c2_needs_no_fertility_of_another_tokenizer():
+    rows = pd.concat([freezing(), fertility("facebook/xglm-564M")])
+    assert "a proxy) (no fertility) constant" in first(rows, "C2").test
+
+
+# --- C3 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(-40, "supported"), (40, "contradicted")])
+def test_c3_judges_slope_and_gap(slope, verdict):
+    assert lines(freezing(slope=slope), "C3").verdict.tolist() == [verdict, verdict]
+
+
+def test_c3_slope_is_in_points_from_nearest_to_farthest():
+    """The slope of the seeds' mean differences is the mean of the seeds' slopes."""
+    rows = freezing(slope=-40)
+    mean = rows[rows.language != "eng"].groupby(["method", "language"]).value.mean().unstack(0)
+    ranks = FAR[mean.index].round(9).rank()
+    line = np.polyfit((ranks - 1) / (len(ranks) - 1), mean.soft_prompt - mean.joint_tuning, 1)
+    assert first(rows, "C3").effect == pytest.approx(line[0])
+
+
+def test_a_model_at_chance_is_not_called_flat():
+    frozen, tuned = made(slope=50, shift=-55), made(method="joint_tuning")
+    found = lines(together(frozen, tuned), "C3")
+    assert found.effect[0] > 20
+    assert found.verdict.tolist() == ["undecided", "contradicted"]
+    assert "flat means nothing" in found.test[0]
+
+
+def test_c3_without_english_is_not_run():
+    found = first(freezing()[lambda rows: rows.language != "eng"], "C3")
+    assert found.verdict == "not run"
+    assert "language eng" in found.test
+
+
+# --- C4 -----------------------------------------------------------------------------------------
+
+
+def by_length(shifts):
+    return together(*(made("prompt_length", shift=s, length=n) for n, s in shifts.items()))
+
+
+@pytest.mark.parametrize(("sign", "verdict"), [(-1, "supported"), (1, "contradicted")])
+def test_c4_is_the_trend_over_doublings(sign, verdict):
+    found = first(by_length({n: sign * 2 * np.log2(n) for n in (1, 2, 5, 10, 50)}), "C4")
+    assert found.verdict == verdict
+    assert found.effect == pytest.approx(2 * sign, abs=0.2)
+
+
+def test_c4_names_the_best_length():
+    assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").test
+
+
+def test_one_length_is_not_run():
+    assert first(by_length({5: 0}), "C4").verdict == "not run"
+
+
+# --- C5 -----------------------------------------------------------------------------------------
+
+
+def reparameterized(backbone="gemma-3-270m", kind="mlp", shift=0.0, slope=0.0):
+    about = dict(study="reparameterization", backbone=backbone)
+    mlp = made(**about, reparameterization=kind, hidden=50, shift=shift, slope=slope)
+    return pd.concat([made(**about), mlp])
+
+
+@pytest.mark.parametrize(
+    ("shift", "slope", "verdict"),
+    [
+        (-30, 80, "supported"),
+        (25, 0, "contradicted"),
+        (0, 0, "undecided"),
+        (-10, 100, "undecided"),  # from 0 for German to 48 for Zulu: none is hurt
+        (10, -100, "undecided"),
+    ],
+)
+def test_c5_needs_languages_helped_and_languages_hurt(shift, slope, verdict):
+    found = first(together(reparameterized(shift=shift, slope=slope)), "C5")
+    assert found.verdict == verdict
+
+
+def test_c5_spread_is_that_of_the_true_effects():
+    found = first(together(reparameterized(shift=-30, slope=80)), "C5")
+    assert found.low <= (80 * FAR[CODES[1:]]).std() <= found.high
+
+
+def test_one_model_family_leaves_that_half_undecided():
+    found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
+    assert found.verdict == "undecided"
+    assert "needs a second pretrained model of another family" in found.test
+
+
+def test_two_families_whose_effects_differ_are_told_apart():
+    rows = together(reparameterized(shift=6), reparameterized("bigscience/bloom-560m", shift=-6))
+    found = lines(rows, "C5").iloc[-1]
+    assert found.verdict == "supported"
+    assert abs(found.effect) == pytest.approx(12, abs=1)
+    assert found.backbone == "bigscience/bloom-560m minus gemma-3-270m"
+
+
+@pytest.mark.parametrize("second", ["gemma-3-1b", "tiny-bloom"])
+def test_the_same_family_or_random_weights_are_no_second_family(second):
+    rows = together(reparameterized(shift=6), reparameterized(second, shift=-6))
+    assert "needs a second pretrained model" in lines(rows, "C5").iloc[-1].test
+
+
+def test_several_reparameterizations_are_corrected_together():
+    one = reparameterized(shift=-3, slope=8)
+    lstm = reparameterized(kind="lstm")
+    both = lines(together(one, lstm[lstm.reparameterization == "lstm"]), "C5")
+    alone = first(together(one), "C5")
+    mlp = both[both.test.str.contains("effect of mlp")].iloc[0]
+    assert mlp.p == pytest.approx(2 * alone.p)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text():
+    table = judge(freezing(shift=-4), BASE)
+    return page(table, {"C1": "profile.svg"}, "make reproduce PROFILE=full")
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C5"])
+def test_each_claim_has_its_section(text, claim):
+    assert f"\n## {claim}: " in text
+
+
+def test_the_finding_is_a_sentence_with_unit_interval_and_verdict(text):
+    """The numbers are those of the table, rounded."""
+    one = first(freezing(shift=-4), "C1")
+    assert (
+        f"- gemma-3-270m, sib200, K = 8: the effect of freezing on the mean of the other languages"
+        f" is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f}; 22 languages, 6"
+        f" seeds; p = {one.p:.2g}): **supported**."
+    ) in text
+
+
+def test_figure_and_command_are_named(text):
+    assert "[profile.svg](profile.svg)" in text
+    assert text.count("Command: `make reproduce PROFILE=full`") == 5
+
+
+def test_a_claim_not_run_says_what_it_needs(text):
+    assert "**not run**; judging it needs the base condition in study prompt_length." in text
+
+
+@pytest.mark.parametrize("codes", [["eng", "twi"], ["eng", "deu", "twi"], CODES])
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_smallest_study_is_undecided_and_reads_well(codes, seeds, constant):
+    small = dict(codes=codes, seeds=seeds)
+    rows = together(
+        made(**small), made(method="joint_tuning", **small), made("prompt_length", **small),
+        made("prompt_length", length=1, **small), made("reparameterization", **small),
+        made("reparameterization", reparameterization="mlp", hidden=50, **small),
+    )  # fmt: skip
+    table = judge(rows.assign(value=25.0) if constant else rows, BASE)
+    assert set(table.verdict) == {"undecided"}
+    assert "nan" not in page(table, {}, "make")
+
+
+def test_c5_shows_the_verdicts_of_both_its_halves():
+    table = judge(together(reparameterized(shift=-30, slope=80)), BASE)
+    shown = page(table, {}, "make").split("## C5")[1]
+    assert "**Verdict.** gemma-3-270m: supported; gemma-3-270m, by family: undecided." in shown
+
+
+# --- the ledger ---------------------------------------------------------------------------------
+
+
+def test_ledger_has_each_single_change_once_on_english_and_on_the_others():
+    rows = together(
+        made(), made(init="vocabulary"), made(position="prefix"),
+        made(init="vocabulary", position="prefix"), made(reparameterization="mlp", hidden=50),
+    )  # fmt: skip
+    found = ledger(rows, BASE)
+    expected = [("init", "vocabulary"), ("position", "prefix"),
+                ("reparameterization", "mlp, hidden 50")]  # fmt: skip
+    pairs = list(zip(found.switch, found.value, strict=True))
+    assert pairs == [pair for pair in expected for _ in range(2)]
+    assert found.on.tolist() == ["English", "others"] * 3
+
+
+def test_ledger_measures_the_change_from_the_base():
+    rows = together(made(), made(init="vocabulary", shift=7))
+    found = ledger(rows, BASE).set_index("on")
+    english = rows[(rows.language == "eng") & (rows.method != "majority")].pivot(
+        index="seed", columns="init", values="value"
+    )
+    reference = stats.ttest_rel(english.vocabulary, english.uniform).confidence_interval()
+    assert tuple(found.loc["English", ["low", "high"]]) == pytest.approx(tuple(reference))
+    assert found.effect["others"] == pytest.approx(7, abs=0.5)
+
+
+def test_ledger_hidden_size_is_a_switch_where_the_base_has_one():
+    base = {**BASE, "reparameterization": "mlp", "hidden": 50}
+    sizes = [made(reparameterization="mlp", hidden=h) for h in (50, 200)]
+    found = ledger(together(*sizes, made()), base)
+    assert found.switch.unique().tolist() == ["hidden", "reparameterization"]
+    assert found.value.unique().tolist() == ["200", "none"]
+
+
+def test_a_method_without_a_switch_does_not_differ_in_it():
+    plain = made(method="fine_tuning").assign(length=np.nan, init=None)
+    assert ledger(together(made(), plain), BASE).switch.unique().tolist() == ["method"]
+
+
+def test_a_study_without_the_base_condition_is_named(capsys):
+    found = ledger(together(made(), made("prompt_length", length=1)), BASE)
+    assert found.empty
+    assert "no base condition in prompt_length" in capsys.readouterr().out
