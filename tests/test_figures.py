@@ -3,11 +3,84 @@
 import itertools
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.text import Text
+from scipy.optimize import lsq_linear
 
 from xlcore import figures
 from xlcore.errors import InputError
+from xlcore.languages import DISTANCES, LANGUAGES, distances
+
+MANY = [x.iso639_3 for x in LANGUAGES if x.xglm_share is not None or x.bloom_share is not None]
+FEW = ["eng", "deu", "fra", "zho", "arb", "hin", "quy", "swh"]
+
+
+def table_of(codes, **columns):
+    """Accuracy of three seeds a language, crossed with the columns' lists, no two values alike."""
+    cells = itertools.product(codes, [1, 2, 3], *columns.values())
+    rows = pd.DataFrame(cells, columns=["language", "seed", *columns])
+    rows["value"] = 30 + 50 * np.random.default_rng(0).random(len(rows)).round(6)
+    given = {"method": "soft_prompt", "metric": "accuracy"}
+    return rows.assign(**{k: v for k, v in given.items() if k not in columns})
+
+
+def majority(codes, value=25.0):
+    lines = [{"method": "majority", "language": c, "seed": 0, "value": value} for c in codes]
+    return pd.DataFrame(lines).assign(metric="accuracy")
+
+
+def correlations(kinds=DISTANCES):
+    found = {"rho": 0.5, "low": 0.25, "high": 0.75, "p": 0.012}
+    return pd.DataFrame([found] * len(kinds), index=kinds)
+
+
+def effects(codes):
+    return pd.DataFrame({"language": codes, "effect": np.linspace(-6, 9, len(codes)).round(3)})
+
+
+def grid(conditions=("soft_prompt", "joint_tuning")):
+    cells = itertools.product(conditions, [0.001, 0.01, 0.1], [1, 2])
+    rows = pd.DataFrame(cells, columns=["condition", "learning_rate", "seed"])
+    rows["value"] = 1.0 + (rows.learning_rate - 0.01).abs() + rows.seed / 10
+    return rows.assign(metric="dev_loss")
+
+
+def ledger(labels, groups=("MLP", "LSTM")):
+    rows = pd.DataFrame(itertools.product(groups, labels), columns=["group", "label"])
+    rows["effect"] = np.linspace(-5, 5, len(rows))
+    return rows.assign(low=rows.effect - 1, high=rows.effect + 1.5)
+
+
+def drawn(name, codes):
+    """One figure of each kind over these languages."""
+    both = ["soft_prompt", "joint_tuning"]
+    rows = table_of(codes, method=list(figures.METHODS))
+    if name == "one":
+        return figures.transfer_profile(pd.concat([table_of(codes), majority(codes)]), "about")
+    if name == "two":
+        rows = rows[rows.method.isin(both)]
+    if name in ("two", "five"):
+        return figures.compare_profile(pd.concat([rows, majority(codes)]), "about")
+    if name == "length":
+        return figures.length_curves(table_of(codes, length=[1, 5, 50]), "about")
+    if name == "distance":
+        return figures.effect_by_distance(effects(codes), correlations(), "about")
+    if name == "heat":
+        return figures.heat_map(rows, "about", "method")
+    if name == "difference":
+        return figures.heat_map(rows, "about", "method", base="soft_prompt")
+    if name == "grid":
+        return figures.rate_grid(grid(list(figures.METHODS)), "about")
+    return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
+
+
+KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars")
 
 
 @pytest.fixture
@@ -49,9 +122,287 @@ def test_length_curves_draw_the_means(rows):
     assert english.get_ydata().tolist() == pytest.approx([61.8, 61.0, 52.0])
 
 
+def test_length_curves_of_one_language_have_no_others(rows):
+    left, _ = figures.length_curves(rows[rows.language == "eng"], "").axes
+    assert [line.get_label() for line in left.lines] == ["English"]
+
+
+def test_lengths_names_stand_in_the_order_of_their_lines(rows):
+    _, right = figures.length_curves(rows, "").axes
+    # at 50 tokens Swahili ends 10 points below the other two, which end at one place
+    names = [a.get_text() for a in sorted(right.texts, key=lambda a: a.xyann[1])]
+    assert names[0] == "Swahili"
+    assert {*names[1:]} == {"English", "German"}
+
+
+def test_length_curves_name_eleven_of_many_languages():
+    rows = table_of(MANY, length=[1, 5])
+    _, right = figures.length_curves(rows, "").axes
+    means = rows[rows.length == 5].groupby("language").value.mean().sort_values()
+    ends = {*means.index[:5], *means.index[-5:], "eng"}
+    assert {a.get_text() for a in right.texts} == {figures.name_of(c) for c in ends}
+
+
+wanted = st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted)
+
+
+@settings(deadline=None)
+@given(wanted, st.floats(0, 10))
+def test_spread_names_do_not_touch_or_leave(wanted, gap):
+    places = figures.spread(wanted, gap, 5, 95)
+    assert np.all(np.diff(places) >= gap - 1e-9)
+    assert places.min() >= 5 - 1e-9 and places.max() <= 95 + 1e-9
+
+
+@settings(deadline=None)
+@given(wanted, st.floats(0, 10))
+def test_spread_is_the_least_squares_solution(wanted, gap):
+    n = len(wanted)
+    # unknowns: the first place and the steps to the next ones, each at least the gap
+    lower = np.array([-1e4] + [gap] * (n - 1))
+    solved = lsq_linear(np.tri(n), np.array(wanted), (lower - 1e-9, np.full(n, 1e4)), tol=1e-14)
+    best = np.sum((np.tri(n) @ solved.x - wanted) ** 2)
+    ours = np.sum((figures.spread(wanted, gap, -1e4, 1e4) - wanted) ** 2)
+    assert ours <= best + 1e-3
+
+
+def test_spread_stacks_below_a_bound():
+    assert figures.spread([99, 100, 100], 10, 0, 100).tolist() == [80, 90, 100]
+
+
 def test_transfer_profile_puts_near_languages_left(rows):
     ax = figures.transfer_profile(rows[rows.length == 5], "").axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["English", "German", "Swahili"]
+
+
+@pytest.mark.parametrize(("methods", "panels"), [(2, 1), (5, 2)])
+def test_profile_shows_every_language_once_in_order(methods, panels):
+    figure = figures.compare_profile(table_of(MANY, method=[*figures.METHODS][:methods]), "")
+    labels = [t.get_text() for ax in figure.axes for t in ax.get_xticklabels()]
+    far = distances().syntactic.loc[MANY]
+    assert len(figure.axes) == panels
+    assert labels == [figures.name_of(c) for c in sorted(MANY, key=lambda c: (far[c], c))]
+
+
+def errorbars(ax):
+    """{label: (x, means, lower ends, upper ends)} of the intervals drawn."""
+    found = {}
+    for bar in ax.containers:
+        if isinstance(bar, ErrorbarContainer) and bar.lines[2]:
+            ends = np.array(bar.lines[2][0].get_segments())[:, :, 1]
+            found[bar.get_label()] = (*bar.lines[0].get_data(), *ends.T)
+    return found
+
+
+def test_profile_draws_means_and_t_intervals():
+    rows = pd.DataFrame({"language": "eng", "seed": [1, 2, 3], "value": [60.0, 62.0, 64.0]})
+    ax = figures.compare_profile(rows.assign(method="lora"), "").axes[0]
+    x, mean, low, high = errorbars(ax)["LoRA"]
+    half = 4.302653 * 2 / np.sqrt(3)  # Student's t for 2 degrees of freedom, sd 2, 3 seeds
+    assert (*x, *mean, *low, *high) == pytest.approx((0, 62, 62 - half, 62 + half))
+
+
+def test_profile_draws_each_methods_means_beside_each_other():
+    rows = table_of(FEW, method=["soft_prompt", "joint_tuning"])
+    found = errorbars(figures.compare_profile(rows, "").axes[0])
+    means = rows.groupby(["method", "language"]).value.mean()
+    codes = figures.by_distance(FEW)
+    for method, shift in (("soft_prompt", -1), ("joint_tuning", 1)):
+        x, mean, *_ = found[figures.METHODS[method]]
+        at = dict(zip(map(round, x), mean, strict=True))
+        assert [at[i] for i in range(8)] == pytest.approx(means[method][codes].tolist())
+        assert {np.sign(place - round(place)) for place in x} == {shift}
+
+
+def test_profile_draws_the_majority_line_of_each_language():
+    base = majority(["eng", "deu"]).assign(value=[20.0, 30.0])
+    ax = figures.compare_profile(pd.concat([table_of(["eng", "deu"]), base]), "").axes[0]
+    line = next(c for c in ax.containers if c.get_label() == "majority label").lines[0]
+    assert line.get_ydata().tolist() == [20.0, 30.0]
+
+
+def test_profile_of_one_method_shows_its_seeds():
+    rows = table_of(FEW)
+    ax = figures.compare_profile(rows, "").axes[0]
+    dots = next(line for line in ax.lines if line.get_label() == "seed")
+    assert sorted(dots.get_ydata()) == pytest.approx(sorted(rows.value))
+
+
+def test_a_method_keeps_its_look_whoever_else_is_shown():
+    colours = []
+    for methods in (["lora"], ["soft_prompt", "lora"]):
+        ax = figures.compare_profile(table_of(["eng"], method=methods), "").axes[0]
+        bar = next(c for c in ax.containers if c.get_label() == "LoRA")
+        colours.append(to_hex(bar.lines[0].get_color()))
+    assert colours[0] == colours[1]
+
+
+def test_scatter_draws_effect_against_distance_without_english_or_unknown_distances():
+    table = effects(MANY)
+    figure = figures.effect_by_distance(table, correlations(["genetic"]), "")
+    x, y = next(line for line in figure.axes[0].lines if line.get_marker() == "o").get_data()
+    far = distances().genetic
+    # URIEL's family table has no row for Twi
+    known = [(far[c], e) for c, e in table.itertuples(index=False) if c not in ("eng", "twi")]
+    assert dict(zip(y, x, strict=True)) == {e: d for d, e in known}
+    assert "n = 50" in figure.axes[0].get_xlabel()
+
+
+def test_scatter_has_a_panel_a_distance_with_its_correlation():
+    figure = figures.effect_by_distance(effects(FEW), correlations(), "")
+    assert [ax.get_xlabel().split()[0] for ax in figure.axes] == list(DISTANCES)
+    assert {ax.get_title() for ax in figure.axes} == {"ρ = 0.50 [0.25, 0.75], p = 0.012"}
+
+
+def test_scatter_says_what_is_not_known():
+    found = correlations(["genetic"]).assign(low=np.nan, high=np.nan, p=np.nan)
+    ax = figures.effect_by_distance(effects(FEW), found, "").axes[0]
+    assert ax.get_title() == "ρ = 0.50 [?, ?], p = ?"
+
+
+def test_scatter_names_the_extreme_effects():
+    figure = figures.effect_by_distance(effects(MANY), correlations(["syntactic"]), "")
+    others = [figures.name_of(c) for c in MANY if c != "eng"]  # in the order of their effects
+    named = {a.get_text() for a in figure.axes[0].texts}
+    assert named == {*others[:2], *others[-2:]}
+
+
+def mesh_of(figure):
+    """The colours' values as (languages, conditions)."""
+    mesh = figure.axes[0].collections[0]
+    return mesh, mesh.get_array().reshape(len(figure.axes[0].get_yticks()), -1)
+
+
+def test_heat_map_holds_the_means_english_on_top():
+    rows = table_of(["swh", "eng", "deu"], condition=["none", "MLP"])
+    figure = figures.heat_map(rows, "")
+    means = rows.groupby(["language", "condition"]).value.mean().unstack()
+    expected = means.loc[["eng", "deu", "swh"], ["none", "MLP"]]
+    assert mesh_of(figure)[1].filled(np.nan) == pytest.approx(expected.to_numpy())
+    ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert ticks == ["English", "German", "Swahili"]
+
+
+def test_heat_map_of_differences_is_centred_on_no_difference():
+    rows = table_of(["eng", "deu"], condition=["none", "MLP"])
+    mesh, values = mesh_of(figures.heat_map(rows, "", base="none"))
+    means = rows.groupby(["language", "condition"]).value.mean().unstack()
+    assert [*values[:, 0]] == pytest.approx([*(means.MLP - means.none)[["eng", "deu"]]])
+    assert mesh.norm.vmin == -mesh.norm.vmax
+
+
+@pytest.mark.parametrize(("codes", "printed"), [(FEW, 16), (MANY, 0)])
+def test_heat_map_prints_the_values_of_few_languages_only(codes, printed):
+    rows = table_of(codes, condition=["none", "MLP"])
+    assert len(figures.heat_map(rows, "").axes[0].texts) == printed
+
+
+def test_heat_map_says_what_was_not_measured():
+    rows = table_of(["eng", "deu"], condition=["none", "MLP"])
+    figure = figures.heat_map(rows[(rows.language != "deu") | (rows.condition != "MLP")], "")
+    assert mesh_of(figure)[1].mask.tolist() == [[False, False], [False, True]]
+    assert "not measured" in figure.get_supxlabel()
+
+
+def test_rate_grid_rings_the_lowest_mean():
+    lines = figures.rate_grid(grid(["lora"]), "").axes[0].lines
+    curve = next(line for line in lines if line.get_label() == "LoRA")
+    # mean over seeds 1, 2 of 1 + |rate - 0.01| + seed / 10
+    assert curve.get_ydata().tolist() == pytest.approx([1.159, 1.15, 1.24])
+    ring = next(line for line in lines if line.get_markerfacecolor() == "none")
+    assert (*ring.get_xdata(), *ring.get_ydata()) == pytest.approx((0.01, 1.15))
+
+
+def test_rate_grid_rings_no_rate_that_lost_a_seed():
+    rows = grid(["lora"])
+    rows = rows[(rows.learning_rate != 0.01) | (rows.seed != 2)]
+    lines = figures.rate_grid(rows, "").axes[0].lines
+    ring = next(line for line in lines if line.get_markerfacecolor() == "none")
+    assert [*ring.get_xdata()] == [0.001]
+
+
+def bars_of(ax):
+    """{label: (effect, low, high)} of one panel, from the top."""
+    names = [t.get_text() for t in ax.figure.axes[0].get_yticklabels()]
+    lines, dots = ax.collections
+    ends = {round(a[1]): (a[0], b[0]) for a, b in lines.get_segments()}
+    return {names[round(y)]: (x, *ends[round(y)]) for x, y in dots.get_offsets()}
+
+
+def test_effect_bars_hold_the_tables_numbers_in_its_order():
+    table = ledger(["vocabulary", "label words"], groups=["init"])
+    ax = figures.effect_bars(table, "").axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["vocabulary", "label words"]
+    bottom, top = ax.get_ylim()
+    assert top < bottom  # the first row, at 0, is on top
+    assert bars_of(ax) == {"vocabulary": (-5, -6, -3.5), "label words": (5, 4, 6.5)}
+
+
+def test_effect_bars_put_groups_of_the_same_labels_side_by_side():
+    table = ledger(["English", "German"])
+    axes = figures.effect_bars(table[:3], "").axes  # the second group lacks German
+    assert [ax.get_title(loc="left") for ax in axes] == ["MLP", "LSTM"]
+    assert len({ax.get_position().y0 for ax in axes}) == 1
+    assert [list(bars_of(ax)) for ax in axes] == [["English", "German"], ["English"]]
+
+
+def test_effect_bars_keep_switches_with_one_label_in_common_under_one_another():
+    table = ledger(list("abcd"), groups=["init"]).assign(group=["init", "init", "loss", "loss"])
+    axes = figures.effect_bars(table.assign(label=["a", "b", "b", "c"]), "").axes
+    assert [[t.get_text() for t in ax.get_yticklabels()] for ax in axes] == [["a", "b"], ["b", "c"]]
+
+
+def test_effect_bars_grey_what_may_be_nothing():
+    table = ledger(list("abc"), groups=["init"]).assign(low=[-9, -1, 2], high=[-2, 1, 9])
+    colours = figures.effect_bars(table, "").axes[0].collections[1].get_facecolor()
+    assert [to_hex(c).upper() for c in colours] == [figures.RED, figures.GREY, figures.BLUE]
+
+
+@pytest.mark.parametrize(("kind", "n"), [*((k, 52) for k in KINDS), ("heat", 8), ("bars", 8)])
+def test_texts_are_legible(kind, n):
+    figures.style()
+    figure = drawn(kind, {52: MANY, 8: FEW}[n])
+    figure.draw_without_rendering()
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t not in unseen(figure)]
+    assert min(t.get_fontsize() for t in texts) >= 7
+    boxes = [(t.get_text(), Text.get_window_extent(t)) for t in texts]
+    cut = [name for name, b in boxes if b.min.min() < -1 or np.any(b.max > figure.bbox.max + 1)]
+    straight = [box for t, box in zip(texts, boxes, strict=True) if t.get_rotation() % 90 == 0]
+    pairs = itertools.combinations(straight, 2)
+    upon = [(s, t) for (s, a), (t, b) in pairs if shared(a, b)]
+    assert (cut, upon) == ([], [])
+
+
+def unseen(figure):
+    """Labels of ticks outside their axes, which are never drawn."""
+    found = set()
+    for ax in figure.axes:
+        for axis, ends in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            for tick in axis.get_major_ticks():
+                if not min(ends) <= tick.get_loc() <= max(ends):
+                    found |= {tick.label1, tick.label2}
+                found |= {t for t in (tick.label1, tick.label2) if not t.get_visible()}
+    return found
+
+
+def shared(a, b):
+    """Whether two boxes share more than a pixel each way."""
+    return bool(np.all(np.minimum(a.max, b.max) - np.maximum(a.min, b.min) > 1))
+
+
+@pytest.mark.parametrize("kind", ["two", "heat", "grid", "bars"])
+def test_captions_carry_the_text_and_a_hash(kind):
+    words = drawn(kind, FEW).get_supxlabel().split()
+    assert words[0] == "about"
+    assert len(words[-1].rstrip(".")) == 12 and int(words[-1].rstrip("."), 16) >= 0
+
+
+@pytest.mark.parametrize("change", ["effect", "rho"])
+def test_scatter_hash_depends_on_effects_and_statistics(change):
+    table, found = effects(FEW), correlations(["syntactic"])
+    before = figures.effect_by_distance(table, found, "").get_supxlabel()
+    (table if change == "effect" else found)[change] += 0.001
+    assert figures.effect_by_distance(table, found, "").get_supxlabel() != before
 
 
 def test_same_rows_make_the_same_bytes(rows, tmp_path):
@@ -60,6 +411,55 @@ def test_same_rows_make_the_same_bytes(rows, tmp_path):
         figures.save(figures.length_curves(rows, "about"), tmp_path / folder, "curve")
     for name in ("curve.svg", "curve.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["heat", "bars"])
+def test_other_figures_are_the_same_twice_too(kind, tmp_path):
+    figures.style()
+    one, two = (figures.save(drawn(kind, FEW), tmp_path / n, kind) for n in ("one", "two"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+
+
+def twice(codes):
+    return table_of(codes, selection=["best_dev", "last"], length=[5], condition=["MLP"])
+
+
+@pytest.mark.parametrize("draw", [figures.compare_profile, figures.length_curves, figures.heat_map])
+def test_rows_that_hold_a_cell_twice_are_refused(draw):
+    with pytest.raises(InputError, match="pick one of each: selection"):
+        draw(twice(FEW), "")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: figures.compare_profile(majority(FEW), ""), "no rows to draw"),
+        (lambda: figures.length_curves(table_of(FEW), ""), "no column length; there are: "),
+        (lambda: figures.compare_profile(table_of(FEW), "", "syntax"), "mean syntactic"),
+        (lambda: figures.rate_grid(table_of(FEW), ""), "'dev_loss'; there are: accuracy"),
+        (lambda: figures.rate_grid(grid("abcdefgh"), ""), "at most 7 are legible"),
+        (lambda: figures.effect_bars(ledger("aa"), ""), "several rows for one group, label"),
+        (
+            lambda: figures.heat_map(table_of(FEW, condition=["MLP"]), "", base="mlp"),
+            "unknown base 'mlp'; did you mean MLP",
+        ),
+        (
+            lambda: figures.effect_by_distance(effects(FEW), correlations(["genetics"]), ""),
+            "mean genetic",
+        ),
+        (
+            lambda: figures.effect_by_distance(effects(FEW * 2), correlations(), ""),
+            "several rows for one language",
+        ),
+        (
+            lambda: figures.effect_bars(ledger("ab").assign(effect=np.nan), ""),
+            "a row without a value",
+        ),
+    ],
+)
+def test_bad_input_is_named(draw, message):
+    with pytest.raises(InputError, match=message):
+        draw()
 
 
 def test_pick_names_what_there_is(rows):

@@ -1,7 +1,7 @@
 """House style and the final figures, each drawn from result rows alone.
 
 Last in the flow: rows -> figures; no number is typed here.
-SPT sections 4 and 5: transfer per language, prompt length.
+SPT sections 4 and 5: transfer per language and distance, prompt length, reparameterization.
 """
 
 import hashlib
@@ -11,12 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
-from xlcore.errors import InputError
-from xlcore.languages import distances, resolve
+from xlcore.errors import InputError, choose
+from xlcore.languages import DISTANCES, distances, resolve
 from xlcore.statistics import by_seed
 
 # Okabe and Ito's palette, safe for the colour-blind.
@@ -25,11 +30,21 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 )  # fmt: skip
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "legend.frameon": False, "svg.hashsalt": "xlcore", "svg.fonttype": "none",
 }  # fmt: skip
-GREY = "#888888"
+GREY, LIGHT = "#888888", "#e6e6e6"
+PAGE = 6.5  # inches between the margins of a page; no letter is below SMALL points at this width
+SMALL = 7
+LOOKS = (
+    (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
+)  # fmt: skip
+METHODS = {
+    "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt and all weights",
+    "fine_tuning": "all weights, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
+}  # fmt: skip
 
 
 def style() -> None:
@@ -45,8 +60,8 @@ def rows_hash(rows: pd.DataFrame) -> str:
 
 def caption(figure: Figure, text: str, rows: pd.DataFrame) -> None:
     """Write what stands behind a figure under it: data, model, n, interval, and the rows' hash."""
-    whole = f"{text} Rows {rows_hash(rows)[:12]}."
-    width = int(figure.get_figwidth() * 19)
+    whole = f"{text} Rows\u00a0{rows_hash(rows)[:12]}."  # the space keeps the two on one line
+    width = int(figure.get_figwidth() * 18)
     figure.supxlabel(
         "\n".join(textwrap.wrap(whole, width)), fontsize=7, color="#555555", ha="center"
     )
@@ -80,86 +95,337 @@ def pick(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 
 def by_distance(codes: Iterable[str], kind: str = "syntactic") -> list[str]:
     """Order languages by URIEL distance from English; those without one come last."""
-    far = distances()[kind]
+    far = distances()[choose("distance", kind, DISTANCES)]
     return sorted(codes, key=lambda c: (far.get(c, float("nan")) != far.get(c), far.get(c, 9), c))
 
 
-def transfer_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> Figure:
-    """Draw accuracy per language, nearest to English on the left: seeds, means, 95 % intervals.
+def _checked(table: pd.DataFrame, cell: list[str], *more: str) -> pd.DataFrame:
+    """The table; InputError unless it has rows, these columns, no empty value, one row a cell."""
+    if lacking := [c for c in (*cell, *more) if c not in table]:
+        raise InputError(f"no column {', '.join(lacking)}; there are: {', '.join(table)}")
+    if table.empty:
+        raise InputError("no rows to draw")
+    if table[table.columns.intersection(["value", "effect"])].isna().any(axis=None):
+        raise InputError("a row without a value")
+    if table.duplicated(cell).any():
+        counts = table.groupby(cell, dropna=False).nunique(dropna=False).max()
+        mixed = ", ".join(counts.index[counts > 1].difference(more)) or "the rows repeat"
+        raise InputError(f"several rows for one {', '.join(cell)}; pick one of each: {mixed}")
+    return table
 
-    rows: one method's accuracy rows, and those of method "majority" for the reference line.
+
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Label, colour and marker of each name: a method's own, or in turn for other conditions."""
+    names = list(names)
+    if len(names) > len(LOOKS):
+        raise InputError(f"{len(names)} conditions in one figure; at most {len(LOOKS)} are legible")
+    turn = list(METHODS) if set(names) <= set(METHODS) else names
+    return {n: (METHODS.get(n, n), *LOOKS[turn.index(n)]) for n in turn if n in names}
+
+
+def _panels(high: int, wide: int, height: float, **options: object) -> tuple[Figure, np.ndarray]:
+    """Axes (high, wide) on a figure as wide as the page, `height` in inches."""
+    size = (PAGE, height)
+    return plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    least, most = table.n.min(), table.n.max()
+    return f"{least} seeds" if least == most else f"{least} to {most} seeds"
+
+
+def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> Figure:
+    """Draw accuracy per language, nearest to English on the left: means and 95 % intervals.
+
+    rows: one to seven methods' accuracy rows, and those of "majority" for the reference line. A
+    single method's seeds are shown as well. Raises InputError for two rows of one method, language
+    and seed.
     """
-    shown = rows[rows.method != "majority"]
+    shown = _checked(rows[rows.method != "majority"], ["method", "language", "seed"], "value")
+    looks = _looks(shown.method.unique())
     codes = by_distance(shown.language.unique(), kind)
-    place = {code: i for i, code in enumerate(codes)}
-    table = by_seed(shown, ["language"])
-    x = table.language.map(place)
-    figure, ax = plt.subplots(figsize=(max(6.5, 0.34 * len(codes) + 1.5), 3.9))
-    ax.plot(shown.language.map(place), shown.value, "o", color=SKY, ms=3.5, alpha=0.7, label="seed")
-    error = [table["mean"] - table.low, table.high - table["mean"]]
-    ax.errorbar(x, table["mean"], error, fmt="_", ms=11, color=BLUE, lw=1.4, label="mean, 95 %")
-    _majority(ax, rows, place)
-    ax.set_xticks(range(len(codes)), [name_of(c) for c in codes], rotation=45, ha="right")
-    ax.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(codes) - 0.4))
-    ax.grid(axis="x", visible=False)
-    ax.legend(ncols=3, loc="upper right", bbox_to_anchor=(1, 1.13))
+    n = -(-len(codes) // (54 if len(looks) <= 2 else 27))
+    figure, axes = _panels(n, 1, 0.9 + 2.6 * n)
+    for ax, part in zip(axes.flat, np.array_split(codes, n), strict=True):
+        _profile(ax, rows, list(part), looks)
+    entries = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*entries, ncols=3, loc="outside upper right", columnspacing=1)
+    seeds = _seeds(by_seed(shown, ["method", "language"]))
     order = f"Languages from left to right by {kind} distance from English (URIEL)."
-    seeds = f"{table.n.min()} seeds, Student t interval over seeds."
-    caption(figure, f"{about} {seeds} {order}", rows)
+    caption(figure, f"{about} {seeds}; bars: Student t interval (95 %) over seeds. {order}", rows)
     return figure
 
 
-def _majority(ax: Axes, rows: pd.DataFrame, place: dict[str, int]) -> None:
-    base = rows[rows.method == "majority"].groupby("language").value.mean()
-    base = base[base.index.isin(place)]
-    if len(base):
-        ax.plot(base.index.map(place), base, "_", color=GREY, ms=11, label="majority label")
+transfer_profile = compare_profile  # the name it goes by where the rows hold one method
+
+
+def _profile(ax: Axes, rows: pd.DataFrame, codes: list[str], looks: dict) -> None:
+    """Draw the methods side by side for these languages."""
+    rows = rows.assign(x=rows.language.map({code: i for i, code in enumerate(codes)}))
+    size, width = (2.8, 0.8) if len(codes) * len(looks) > 40 else (4, 1.2)
+    for i, (method, (label, colour, marker)) in enumerate(looks.items()):
+        part = rows[rows.method == method].dropna(subset="x")
+        if len(looks) == 1:
+            dots = {"ms": 3, "alpha": 0.6, "mec": "none", "label": "seed"}
+            ax.plot(part.x - 0.2, part.value, "o", color=SKY, **dots)
+        table = by_seed(part, ["x"])
+        x = table.x + 0.7 * ((i + 0.5) / len(looks) - 0.5)
+        error = [table["mean"] - table.low, table.high - table["mean"]]
+        bars = {"fmt": marker, "ms": size, "lw": width, "color": colour, "label": label}
+        ax.errorbar(x, table["mean"], error, **bars)
+    base = rows[rows.method == "majority"].groupby("x").value.mean().reindex(range(len(codes)))
+    if base.notna().any():  # errorbar, not plot, to come last in the legend
+        dotted = {"fmt": ":", "drawstyle": "steps-mid", "lw": 1, "label": "majority label"}
+        ax.errorbar(base.index, base, color=BLACK, **dotted)
+    turn = {"rotation": 90, "fontsize": SMALL} if len(codes) > 20 else {"rotation": 40}
+    turn |= {"ha": "right", "va": "center", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(codes)), map(name_of, codes), **turn)
+    ax.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(codes) - 0.4))
 
 
 def length_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
     """Draw accuracy against prompt length: English, the mean of the others, and each language.
 
-    The band is the 95 % interval over seeds of the mean over languages.
+    The band is the 95 % interval over seeds of the mean over languages. Raises InputError for two
+    rows of one language, length and seed.
     """
-    rows = rows[rows.method != "majority"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.9), width_ratios=(1, 1.25))
+    rows = _checked(rows[rows.method != "majority"], ["language", "length", "seed"], "value")
+    figure, [[left, right]] = _panels(1, 2, 3.5, width_ratios=(1, 1.15), sharey=True)
     groups = (
         ("English", rows[rows.language == source], ORANGE),
         ("mean of the other languages", rows[rows.language != source], BLUE),
     )
-    for label, part, colour in groups:
+    for label, part, colour in [group for group in groups if len(group[1])]:
         table = by_seed(part, ["length"]).sort_values("length")
-        left.plot(table.length, table["mean"], "o-", color=colour, label=label)
+        left.plot(table.length, table["mean"], "o-", color=colour, ms=4, label=label)
         left.fill_between(table.length, table.low, table.high, color=colour, alpha=0.18, lw=0)
-    left.legend(ncols=2, loc="upper left", bbox_to_anchor=(-0.02, 1.12), columnspacing=1)
-    _each_language(right, rows)
+    figure.legend(ncols=2, loc="outside upper left")
+    lengths = sorted(rows.length.unique())
     for ax in (left, right):
         ax.set_xscale("log")
-        ax.set_xticks(
-            sorted(rows.length.unique()), [f"{n:g}" for n in sorted(rows.length.unique())]
-        )
+        ax.set_xticks(lengths, [f"{n:g}" for n in lengths])
         ax.minorticks_off()
         ax.set(xlabel="prompt length (tokens, log scale)", ylim=(0, 100))
     left.set_ylabel("accuracy (%)")
-    n = rows.seed.nunique()
-    caption(figure, f"{about} {n} seeds; bands: Student t interval (95 %) over seeds.", rows)
+    ends, note = _each_language(right, rows, source)
+    bands = f"{rows.seed.nunique()} seeds; bands: Student t interval (95 %) over seeds."
+    caption(figure, f"{about} {bands} Right: each language{note}.", rows)
+    figure.draw_without_rendering()  # names need the final layout
+    _name_points(right, ends.assign(left=False, beside=ends.y))
     return figure
 
 
-def _each_language(ax: Axes, rows: pd.DataFrame) -> None:
-    """One thin line a language, named at its right end where there is room."""
+def _each_language(ax: Axes, rows: pd.DataFrame, source: str) -> tuple[pd.DataFrame, str]:
+    """Draw one line a language; return the right ends to name, and what to say of the others."""
     table = by_seed(rows, ["language", "length"]).sort_values("length")
-    last = table.length.max()
-    ends = table[table.length == last].sort_values("mean")
-    floor = -100.0
-    for code in ends.language:
-        line = table[table.language == code]
-        far = code != "eng"
-        ax.plot(line.length, line["mean"], "-", color=BLUE if far else ORANGE, lw=1, alpha=0.75)
-        floor = max(line["mean"].iloc[-1], floor + 4.2)
-        if len(ends) <= 20:
-            ax.annotate(name_of(code), (last, floor), (4, 0), textcoords="offset points",
-                        fontsize=7.5, va="center", color="#333333")  # fmt: skip
+    table = table.rename(columns={"length": "x", "mean": "y"})
+    ends = table[table.x == table.x.max()].sort_values("y").set_index("language")
+    few = len(ends) <= 16
+    plain = {"color": BLUE, "lw": 1, "alpha": 0.8 if few else 0.4}
+    for code, line in table.groupby("language"):
+        ax.plot(line.x, line.y, **({"color": ORANGE, "lw": 1.5} if code == source else plain))
+    if few:
+        return ends, ""
+    named = {*ends.index[:5], *ends.index[-5:], source}
+    return ends[ends.index.isin(named)], ", named: English and the five at either end"
+
+
+def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Return the places nearest to ascending `wanted` (least squares) at least `gap` apart.
+
+    They lie in [low, high]; where that is too narrow for the gaps they leave it at the low end.
+    """
+    # less the gaps this is isotonic regression, and clipping its solution puts it within bounds
+    steps = gap * np.arange(len(wanted))
+    free = isotonic_regression(np.asarray(wanted) - steps).x
+    return np.clip(free, low, high - steps[-1]) + steps
+
+
+def _name_points(ax: Axes, points: pd.DataFrame) -> None:
+    """Write languages' names (index) right or left of points x, y, near the height `beside`.
+
+    The figure must have been laid out, so that points (of a font) can become units of y.
+    """
+    low, high = ax.get_ylim()
+    point = (high - low) / ax.get_window_extent().height * ax.figure.dpi / 72
+    places = spread(points.beside, 1.2 * SMALL * point, low + 4 * point, high - 4 * point)
+    halo = [withStroke(linewidth=2, foreground="white")]
+    for at, place in zip(points.itertuples(), places, strict=True):
+        side, offset = ("right", -14) if at.left else ("left", 14)
+        line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 1}
+        line["relpos"] = (float(at.left), 0.5)
+        where = {"xy": (at.x, at.y), "xytext": (offset, place), "ha": side, "va": "center"}
+        ax.annotate(name_of(at.Index), **where, textcoords=("offset points", "data"), zorder=1.5,
+                    fontsize=SMALL, arrowprops=line, path_effects=halo)  # fmt: skip
+
+
+def effect_by_distance(effects: pd.DataFrame, statistics: pd.DataFrame, about: str) -> Figure:
+    """Draw each language's effect against its distance from English, one panel a distance.
+
+    effects: language, effect (difference in accuracy, points); English itself is left out.
+    statistics: by kind of distance (index) rho, low, high, and p corrected for that many tests.
+    The two lowest and the two highest effects are named. Raises InputError for an unknown distance
+    or a language twice.
+    """
+    effects = _checked(effects[effects.language != "eng"], ["language"], "effect")
+    found = statistics.rename_axis("distance").reset_index()
+    found = _checked(found, ["distance"], "rho", "low", "high", "p")
+    far = distances()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
+    table = effects.set_index("language").rename(columns={"effect": "y"}).sort_values("y")
+    n = -(-len(found) // 3)
+    figure, axes = _panels(n, 3, 0.5 + 2.15 * n, sharey=True)
+    named = {}
+    for ax, test in zip(axes.flat, found.itertuples(), strict=False):
+        points = table.assign(x=far[test.distance].reindex(table.index)).dropna(subset="x")
+        _scatter(ax, points, test)
+        named[ax] = points if len(points) < 5 else points.iloc[[0, 1, -2, -1]]
+    for ax in axes[:, 0]:
+        ax.set_ylabel("effect (points)")
+    for ax in axes.flat[len(found) :]:
+        ax.remove()
+    tests = f"ρ: Spearman's, with its 95 % interval; p corrected for {len(found)} tests."
+    told = f"{about} Without English; distances from URIEL. {tests}"
+    caption(figure, told, pd.concat([effects, found]))
+    figure.draw_without_rendering()  # names need the final layout
+    for ax, few in named.items():
+        _name_points(ax, _outwards(few, *ax.get_xlim(), np.ptp(ax.get_ylim())))
+    return figure
+
+
+def _outwards(points: pd.DataFrame, low: float, high: float, tall: float) -> pd.DataFrame:
+    """Say where their names go: towards the middle, and a line above or below every point."""
+    up = points.y > points.y.median()
+    rim, line = np.where(up, points.y.max(), points.y.min()), np.where(up, 0.09, -0.09) * tall
+    beside = (points.y + line).where((points.y + line - rim).abs() >= abs(line), rim + line)
+    return points.assign(left=points.x > (low + high) / 2, beside=beside)
+
+
+def _scatter(ax: Axes, points: pd.DataFrame, test: tuple) -> None:
+    ax.axhline(0, color=BLACK, lw=0.8, zorder=1)
+    ax.plot(points.x, points.y, "o", color=BLUE, ms=3.5, alpha=0.65, mec="none")
+    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    found = f"ρ = {test.rho:.2f} [{test.low:.2f}, {test.high:.2f}], {p}"
+    ax.set_title(found.replace("-", "−").replace("nan", "?"), fontsize=7.5)
+    ax.margins(y=0.25)
+    ax.set(xlabel=f"{test.distance} distance (n = {len(points)})")
+
+
+def heat_map(
+    rows: pd.DataFrame, about: str, condition: str = "condition", base: object = None
+) -> Figure:
+    """Draw mean accuracy of languages x conditions, English on top, then by syntactic distance.
+
+    With `base`, one of the conditions, the differences from it are drawn instead, in points.
+    Raises InputError for another base, or for two rows of one condition, language and seed.
+    """
+    shown = _checked(rows[rows.method != "majority"], [condition, "language", "seed"], "value")
+    means = by_seed(shown.astype({condition: str}), [condition, "language"])
+    table = means.pivot(index="language", columns=condition, values="mean")
+    table = table.loc[by_distance(table.index), means[condition].unique()]
+    label, look = "mean accuracy (%)", {"cmap": "viridis"}
+    if base is not None:
+        table = table.sub(table.pop(choose("base", str(base), table.columns)), axis=0)
+        about = f"{about} Difference from {METHODS.get(base, base)}."
+        label, look = "difference (points)", {"cmap": "RdBu", "norm": CenteredNorm()}
+    figure = _heat(table, label, look)
+    blank = " Grey: not measured." if table.isna().any(axis=None) else ""
+    order = "From top to bottom by syntactic distance from English (URIEL)."
+    caption(figure, f"{about} Means over {_seeds(means)}. {order}{blank}", rows)
+    return figure
+
+
+def _heat(table: pd.DataFrame, label: str, look: dict) -> Figure:
+    high, wide = table.shape
+    step, size, thick = (0.122, SMALL, 2.5) if high > 20 else (0.21, 8, 4)
+    figure, [[ax]] = _panels(1, 1, 2 + high * step)
+    figure.set_figwidth(min(PAGE, 2.4 + 0.6 * wide))
+    mesh = ax.pcolormesh(table.to_numpy(), edgecolors="white", lw=0.4, **look)
+    bar = figure.colorbar(mesh, label=label, location="bottom", aspect=45, pad=0.02)
+    bar.outline.set_visible(False)
+    if table.index[0] == "eng":
+        ax.axhline(1, color="white", lw=thick)
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        if high <= 20 and np.isfinite(value):
+            light = np.dot(mesh.to_rgba(value)[:3], (0.299, 0.587, 0.114)) > 0.5  # to the eye
+            look = {"color": BLACK if light else "white", "ha": "center", "va": "center"}
+            ax.text(j + 0.5, i + 0.5, f"{value:.1f}".replace("-", "−"), fontsize=SMALL, **look)
+    ax.set(xlim=(0, wide), ylim=(high, 0), facecolor=LIGHT)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set_yticks(np.arange(high) + 0.5, map(name_of, table.index), fontsize=size)
+    names = [METHODS.get(c, c) for c in table]
+    turn = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
+    ax.set_xticks(np.arange(wide) + 0.5, names, **(turn if max(map(len, names)) > 9 else {}))
+    return figure
+
+
+def rate_grid(rows: pd.DataFrame, about: str) -> Figure:
+    """Draw English dev loss against learning rate, one line a condition, the lowest mean ringed.
+
+    rows: metric "dev_loss" (nats), with condition, learning_rate and seed; one dot a seed. A rate
+    that lacks a seed (its loss was not finite) gets no ring. Raises InputError for no such rows, or
+    for two of one condition, rate and seed.
+    """
+    cell = ["condition", "learning_rate", "seed"]
+    shown = _checked(pick(rows, metric="dev_loss"), cell, "value")
+    figure, [[ax]] = _panels(1, 1, 3.2)
+    for name, (label, colour, marker) in _looks(shown.condition.unique()).items():
+        part = shown[shown.condition == name]
+        table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
+        ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
+        line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
+        ax.plot(table.learning_rate, table["mean"], **line)
+        best = table.loc[table["mean"].where(table.n == table.n.max()).idxmin()]
+        ax.plot(best.learning_rate, best["mean"], "o", mfc="none", color=colour, ms=11, mew=1.2)
+    ax.set(xscale="log", xlabel="learning rate (log scale)")
+    ax.set(yscale="log", ylabel="English dev loss (nats, log scale)")
+    ax.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e−"))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    figure.legend(loc="outside right upper")
+    seeds = _seeds(by_seed(shown, cell[:2]))
+    caption(figure, f"{about} {seeds}, a dot each; lines: means; ring: lowest mean.", rows)
+    return figure
+
+
+def effect_bars(table: pd.DataFrame, about: str) -> Figure:
+    """Draw paired effects with their intervals around zero, in the table's order from the top.
+
+    table: label, effect, low, high (points), group: a panel each, under one another, or side by
+    side where most labels are shared (languages, say). Raises InputError for a label twice in one.
+    """
+    _checked(table, ["group", "label"], "effect", "low", "high")
+    groups = table.groupby("group", sort=False)
+    shared = list(table.label.unique())
+    beside = 3 * len(shared) <= 2 * len(table)
+    step, size = (0.122, SMALL) if len(shared) > 20 else (0.2, 8)
+    high, wide = (1, len(groups)) if beside else (len(groups), 1)
+    ratios = None if beside else groups.size()
+    height = 0.9 + step * len(shared if beside else table) + 0.35 * high
+    figure, axes = _panels(high, wide, height, height_ratios=ratios, sharex=True, sharey=beside)
+    for ax, (group, part) in zip(axes.flat, groups, strict=True):
+        labels = shared if beside else list(part.label)
+        _intervals(ax, part, part.label.map(labels.index))
+        ax.set_title(group, fontsize="medium", loc="left")
+        ax.set_yticks(range(len(labels)), labels, fontsize=size)
+        ax.set_ylim(len(labels) - 0.5, -0.5)
+    for ax in axes[-1]:
+        ax.set_xlabel("effect (points)")
+        ax.spines["bottom"].set_visible(True)
+        ax.locator_params(axis="x", nbins=4 if beside else 8)
+    caption(figure, f"{about} Bars: 95 % interval, grey where it holds 0.", table)
+    return figure
+
+
+def _intervals(ax: Axes, part: pd.DataFrame, place: pd.Series) -> None:
+    colours = np.where(part.low > 0, BLUE, np.where(part.high < 0, RED, GREY))
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.hlines(place, part.low, part.high, color=colours, lw=1.2)
+    ax.scatter(part.effect, place, s=12, c=colours, zorder=3)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
 
 
 def repository(start: Path | None = None) -> Path:
