@@ -14,20 +14,22 @@
 # %% [markdown]
 # # Final figures: from run files alone
 #
-# Every figure of a profile is drawn here from the `results.jsonl` of its finished runs, and from
-# nothing else. Each carries the hash of its rows.
+# Every figure and every verdict of a profile is made here from the `results.jsonl` of its finished
+# runs, and from nothing else. Each figure carries the hash of its rows.
 
 # %% tags=["parameters"]
 profile: str = "pocket"  # the profile whose runs are read, and whose figures are written
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing, figures neither
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA) or hub
+shots: int = 8  # of the base condition, from which one switch at a time is changed
+length: int = 5  # of the base condition's prompt
 
 # %%
 import hashlib
 
 import pandas as pd
 
-from xlcore import figures, runs
+from xlcore import claims, figures, runs
 from xlcore.statistics import by_seed
 
 figures.style()
@@ -43,7 +45,7 @@ finished = figures.read_runs(profile, data, root)
 # %%
 pd.DataFrame({
     name: {"backbone": m["facts"]["backbone"]["name"], "dtype": m["facts"]["backbone"]["dtype"],
-           "rows": len(rows), "seconds": m["seconds"]}
+           "rows": len(rows), "minutes": round(m["seconds"] / 60, 1)}
     for name, (rows, m) in finished.items()
 }).T  # fmt: skip
 
@@ -56,43 +58,175 @@ for name, (_, manifest) in finished.items():
     assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["results_sha256"], name
 
 # %% [markdown]
-# ## 2. The figures
-#
-# One function per study. A figure's file name says which run it shows.
+# All rows in one table. The base condition is what the other conditions are compared with; a
+# learning rate is not part of it, since each method has its own.
 
 # %%
-DRAW = {"frozen_transfer": figures.transfer_profile, "prompt_length": figures.length_curves}
-drawn = []
-for name, (rows, manifest) in finished.items():
-    if (study := rows.study[0]) in DRAW:
-        kept = rows[(rows.metric == "accuracy") & (rows.get("selection") != "last")]
-        model, given = manifest["facts"]["backbone"], manifest["parameters"]
-        about = f"{manifest['facts']['data']['description']}; {model['name']} ({model['dtype']}), "
-        about += f"frozen; {given['shots']} shots, {given['epochs']} epochs."
-        figure = DRAW[study](kept, about)
-        drawn += figures.save(figure, root / "figures" / profile, name) if run_dir else []
+rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
+base = dict(
+    method="soft_prompt", shots=shots, length=length, init="uniform", position="suffix",
+    loss="vocabulary", reparameterization="none", hidden=None, selection="best_dev",
+)  # fmt: skip
+rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
+accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
+models = [name for name in rows.backbone.unique() if name != "none"]
+described = next(iter(finished.values()))[1]["facts"]["data"]["description"]
+data_name = rows.data.iloc[0]
+
+
+# %%
+def condition(study, backbone, **changes):
+    """Rows of the base condition with these changes; None stands for every value."""
+    own = accuracy[(accuracy.study == study) & (accuracy.backbone == backbone)]
+    return claims.pick(own, base | changes)
+
+
+# %%
+drawn = {}
+
+
+def keep(figure, name):
+    """Save a figure where the profile's figures lie."""
+    if run_dir:
+        drawn[name] = figures.save(figure, root / "figures" / profile / data_name, name)[1].name
+
 
 # %% [markdown]
-# ## 3. The numbers behind them
+# ## 2. Frozen and tuned, language by language
+#
+# One figure for each number of shots. A seed gives both sides the same sentences and the same
+# starting prompt.
+
+# %%
+for backbone in models:
+    part = condition("frozen_transfer", backbone, method=None, shots=None)
+    for k, alike in part[part.method.isin(["soft_prompt", "joint_tuning"])].groupby("shots"):
+        about = f"{described}; {backbone}; n = {length} tokens, {k} shots."
+        figure = figures.compare_profile(pd.concat([alike, majority]), about)
+        keep(figure, f"{backbone.split('/')[-1]}-transfer-{k}-shots")
+
+# %% [markdown]
+# Every method that was run, on the same draws.
+
+# %%
+for backbone in models:
+    part = condition("frozen_transfer", backbone, method=None, shots=None)
+    for k, alike in part.groupby("shots"):
+        if alike.method.nunique() > 1:
+            about = f"{described}; {backbone}; {k} shots, English only."
+            figure = figures.heat_map(alike, about, condition="method")
+            keep(figure, f"{backbone.split('/')[-1]}-methods-{k}-shots")
+
+# %% [markdown]
+# ## 3. The effect of freezing, against distance from English
+#
+# One dot a language: its mean paired difference, frozen minus tuned. Languages of one family are
+# not independent, so intervals resample whole families.
+
+# %%
+for case in claims.cases(rows, base):
+    if case.claim == "C2" and {"soft_prompt", "joint_tuning"} <= {*case.rows.method}:
+        effects, correlations, _ = claims.freezing(case)
+        means = effects.mean(axis=1).rename("effect").reset_index()
+        about = f"{described}; {case.backbone}; {case.base['shots']} shots. Frozen minus tuned."
+        figure = figures.effect_by_distance(means, correlations, about)
+        keep(figure, f"{case.backbone.split('/')[-1]}-distance-{case.base['shots']}-shots")
+
+# %% [markdown]
+# ## 4. Prompt length
+
+# %%
+for backbone in models:
+    part = condition("prompt_length", backbone, length=None)
+    if len(part):
+        about = f"{described}; {backbone}, frozen; {shots} shots."
+        figure = figures.length_curves(part, about)
+        keep(figure, f"{backbone.split('/')[-1]}-length")
+
+# %% [markdown]
+# ## 5. Reparameterization
+#
+# Accuracy with a network before the prompt, minus accuracy without, paired.
+
+# %%
+for backbone in models:
+    part = condition("reparameterization", backbone, reparameterization=None)
+    if part.reparameterization.nunique() > 1:
+        width = part.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
+        part = part.assign(condition=part.reparameterization + width)
+        about = f"{described}; {backbone}, frozen; n = {length} tokens, {shots} shots."
+        figure = figures.heat_map(part, about, base="none")
+        keep(figure, f"{backbone.split('/')[-1]}-reparameterization")
+
+# %% [markdown]
+# ## 6. How the learning rates were chosen
+#
+# By English dev loss, on draws that are used for nothing else.
+
+# %%
+tried = rows[rows.study == "learning_rates"]
+networks = tried.reparameterization.fillna("none") != "none"
+width = tried.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
+condition_of = tried.method.where(~networks, tried.reparameterization + width)
+tried = tried.assign(condition=condition_of, networks=networks)
+for (backbone, network), part in tried.groupby(["backbone", "networks"]):
+    figure = figures.rate_grid(part, f"{described}; {backbone}; {shots} shots.")
+    keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-reparameterization")
+
+# %% [markdown]
+# ## 7. The deviation ledger
+#
+# What each switch changes, one at a time: the paired difference from the base condition, on the
+# mean of the languages other than English.
+
+# %%
+ledger = claims.ledger(rows, base)
+ledger.drop(columns=["run"], errors="ignore").round(2)
+
+# %%
+others = ledger[ledger.on == "others"].dropna(subset=["low"]) if len(ledger) else ledger
+others = others.rename(columns={"switch": "group", "value": "label"})
+for backbone, part in others.groupby("backbone") if len(others) else ():
+    about = f"{described}; {backbone}; other languages; {part.seeds.min()} or more seeds."
+    figure = figures.effect_bars(part.drop_duplicates(["group", "label"]), about)
+    keep(figure, f"{backbone.split('/')[-1]}-ledger")
+
+# %% [markdown]
+# ## 8. The claims
+#
+# Each claim of the paper with its effect, interval and verdict. *Undecided* is a result: the runs
+# leave both signs open.
+
+# %%
+verdicts = claims.judge(rows, base)
+verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "verdict"]].round(2)
+
+# %% [markdown]
+# ## 9. The numbers behind them
 #
 # Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
 
 # %%
-tables = []
-for name, (rows, _) in finished.items():
-    kept = rows[(rows.method == "soft_prompt") & (rows.metric == "accuracy")]
-    kept = kept[kept.selection != "last"].assign(run=name)
-    kept["group"] = kept.language.where(kept.language == "eng", "others")
-    tables.append(by_seed(kept, ["run", "length", "group"]))
-numbers = pd.concat(tables, ignore_index=True)
-numbers.round(1)
+switches = ["study", *base]
+measured = accuracy[accuracy.backbone.isin(models)]
+group = measured.language.where(measured.language == "eng", "others")
+filled = measured.assign(group=group).fillna(dict.fromkeys(base, "none"))
+numbers = by_seed(filled, ["backbone", *switches, "group"])
+constant = [name for name in switches if numbers[name].nunique() == 1]
+numbers.drop(columns=constant).round(1)
 
 # %%
 if run_dir:
-    target = root / "figures" / profile / f"{data}-numbers.csv"
-    numbers.round(3).to_csv(target, index=False)
-    print(*(path.relative_to(root) for path in [*drawn, target]), sep="\n")
+    target = root / "figures" / profile / data_name
+    target.mkdir(parents=True, exist_ok=True)
+    for name, table in {"numbers": numbers, "claims": verdicts, "ledger": ledger}.items():
+        table.to_csv(target / f"{name}.csv", index=False, float_format="%.6g")
+    parts = dict.fromkeys(["C1", "C3"], f"transfer-{shots}-shots")
+    parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameterization"}
+    shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
+    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}")
+    (target / "claims.md").write_text(page, encoding="utf-8")
 
 # %%
-shown = next(iter(finished.values()))[1]["facts"]
-results = runs.finish([], run_dir, allow_empty=True, data=shown["data"])
+facts = next(iter(finished.values()))[1]["facts"]
+results = runs.finish([], run_dir, allow_empty=True, data=facts["data"])

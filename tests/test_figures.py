@@ -257,7 +257,7 @@ def test_scatter_has_a_panel_a_distance_with_its_correlation():
 def test_scatter_says_what_is_not_known():
     found = correlations(["genetic"]).assign(low=np.nan, high=np.nan, p=np.nan)
     ax = figures.effect_by_distance(effects(FEW), found, "").axes[0]
-    assert ax.get_title() == "ρ = 0.50 [?, ?], p = ?"
+    assert ax.get_title() == "ρ = 0.50, no interval"
 
 
 def test_scatter_names_the_extreme_effects():

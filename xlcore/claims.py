@@ -36,7 +36,7 @@ FAR = cache(distances)  # which says what it lacks: once is enough
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
 
-class _Missing(LookupError):
+class Missing(LookupError):
     """Rows that a claim needs and that have not been run."""
 
 
@@ -53,11 +53,11 @@ class Case:
     fertility: pd.Series  # tokens per English token by language; empty if that was not run
 
     def pick(self, **changes: object) -> pd.DataFrame:
-        """Return the rows of the base condition with these changes."""
-        found = _pick(self.rows, {**self.base, **changes})
+        """Return the rows of the base condition with these changes; Missing if there are none."""
+        found = pick(self.rows, {**self.base, **changes})
         if found.empty:
             wanted = [f"{k} {v}" for k, v in changes.items() if v] or ["the base condition"]
-            raise _Missing(", ".join(wanted))
+            raise Missing(", ".join(wanted))
         return found
 
     def line(self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame) -> dict:
@@ -79,8 +79,8 @@ class Case:
         )  # fmt: skip
 
 
-def _pick(rows: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
-    """Rows whose switches are as wanted; None, or a switch that a row lacks, is no difference."""
+def pick(rows: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+    """Return the rows with these values; None, or a column that a row lacks, is no difference."""
     for switch, value in wanted.items():
         if value is not None:
             rows = rows[rows[switch].isna() | (rows[switch] == value)]
@@ -103,6 +103,19 @@ def _difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return st.paired(_others(first), _others(second), common_seeds=True)
 
 
+def freezing(case: Case) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return the effects of freezing, how they go with each distance, what was held constant.
+
+    Effects are paired differences (languages but English, seeds) of the base condition and joint
+    tuning, in points; for the correlations see `statistics.distance_correlations`. Raises Missing
+    for a side that was not run.
+    """
+    effects = _difference(case.pick(), case.pick(method="joint_tuning"))
+    families = pd.Series({code: resolve(code).family for code in effects.index})
+    controls, held = _controls(case, effects.index)
+    return effects, st.distance_correlations(effects, FAR(), families, controls), held
+
+
 def _c1(case: Case) -> Iterator[dict]:
     rows = case.pick(), case.pick(method="joint_tuning")
     found = st.effect(_difference(*rows))
@@ -112,10 +125,7 @@ def _c1(case: Case) -> Iterator[dict]:
 
 def _c2(case: Case) -> Iterator[dict]:
     rows = case.pick(), case.pick(method="joint_tuning")
-    effects = _difference(*rows)
-    families = pd.Series({code: resolve(code).family for code in effects.index})
-    controls, held = _controls(case, effects.index)
-    table = st.distance_correlations(effects, FAR(), families, controls)
+    effects, table, held = freezing(case)
     observed = (coverage().reindex(effects.index) >= 0.5).sum()
     for kind, a in table.iterrows():
         seeds = effects.shape[1]
@@ -148,7 +158,7 @@ def _controls(case: Case, codes: pd.Index) -> tuple[pd.DataFrame, str]:
 def _c3(case: Case) -> Iterator[dict]:
     rows = case.pick(), case.pick(method="joint_tuning")
     if pd.isna(case.chance) or "eng" not in set(rows[0].language):
-        raise _Missing("method majority, language eng")
+        raise Missing("method majority, language eng")
     seeds = st.paired(*rows, common_seeds=True).columns
     tables = [st.grid(part)[seeds] for part in rows]
     slope, gap = st.flatness(*tables, FAR().syntactic, case.chance)
@@ -167,7 +177,7 @@ def _c4(case: Case) -> Iterator[dict]:
     rows = case.pick(length=None)
     lengths = sorted(rows.length.dropna().astype(int).unique())
     if len(lengths) < 2:
-        raise _Missing("more than one length")
+        raise Missing("more than one length")
     tables = {n: st.grid(_others(rows[rows.length == n])) for n in lengths}
     found = st.effect(st.length_slopes(tables))
     means = {n: table.mean(axis=None) for n, table in tables.items()}
@@ -187,7 +197,7 @@ def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
         for (kind, hidden), part in rows.groupby(["reparameterization", "hidden"], dropna=False)
     }
     if not out:
-        raise _Missing("a reparameterization")
+        raise Missing("a reparameterization")
     return out
 
 
@@ -247,31 +257,40 @@ def judge(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
     Returns COLUMNS. A claim without its rows is "not run", and `test` says what it needs. Raises
     InputError for an unknown switch and for rows that cannot be paired.
     """
+    lines, reparameterized = [], {}
+    for case in cases(rows, base):
+        try:
+            lines += list(JUDGES[case.claim](case))
+        except Missing as lack:
+            need = f"needs {lack} in study {CLAIMS[case.claim][1]}"
+            lines.append(case.line("judging it", NOTHING, need, "not run"))
+        else:
+            if case.claim == "C5":
+                reparameterized.setdefault((case.data, case.base["shots"]), []).append(case)
+    for alike in reparameterized.values():
+        lines += _families(alike)
+    table = pd.DataFrame(lines, columns=list(COLUMNS))
+    return table.sort_values("claim", kind="stable", ignore_index=True)
+
+
+def cases(rows: pd.DataFrame, base: Mapping[str, object]) -> Iterator[Case]:
+    """Yield what each claim is judged on, by data set, backbone, claim and shots, base shots first.
+
+    Arguments and errors as of `judge`. Without any rows there is one empty case a claim.
+    """
     rows, base = _checked(rows, base)
     chance = rows[rows.method == "majority"].groupby("data").value.mean()
     fertility = rows[rows.metric == "fertility"]
-    rows, lines, reparameterized = _measured(rows), [], {}
+    rows = _measured(rows)
     for (data, backbone), part in list(rows.groupby(["data", "backbone"])) or [(("", ""), rows)]:
         tokens = fertility[(fertility.data == data) & (fertility.backbone == backbone)]
         for claim, (_, study) in CLAIMS.items():
             own = part[part.study == study]
             for shots in dict.fromkeys([base["shots"], *sorted(own.shots.unique())]):
-                case = Case(
+                yield Case(
                     claim, data, backbone, own[own.shots == shots], {**base, "shots": shots},
                     chance.get(data, NAN), tokens.groupby("language").value.mean(),
                 )  # fmt: skip
-                try:
-                    lines += list(JUDGES[claim](case))
-                except _Missing as lack:
-                    need = f"needs {lack} in study {study}"
-                    lines.append(case.line("judging it", NOTHING, need, "not run"))
-                else:
-                    if claim == "C5":
-                        reparameterized.setdefault((data, shots), []).append(case)
-    for cases in reparameterized.values():
-        lines += _families(cases)
-    table = pd.DataFrame(lines, columns=list(COLUMNS))
-    return table.sort_values("claim", kind="stable", ignore_index=True)
 
 
 def _checked(
@@ -310,7 +329,9 @@ def page(table: pd.DataFrame, figures: Mapping[str, str], command: str) -> str:
         main = lines.drop_duplicates(["backbone", "data", "half"]).itertuples()
         heads = [f"{a.backbone}{', by family' if a.half else ''}: {a.verdict}" for a in main]
         out += [f"## {claim}: {sentence}", f"**Verdict.** {'; '.join(heads)}."]
-        out += ["\n".join(f"- {_sentence(line)}" for line in lines.itertuples())]
+        found = [_sentence(line) for line in lines.itertuples()]
+        out += [f"**Ours.** {found[0]}"]
+        out += ["\n".join(f"- {one}" for one in found[1:])] if found[1:] else []
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
         out += [f"Command: `{command}`"]
     return "\n\n".join(out) + "\n"
@@ -332,21 +353,23 @@ def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
     """Return what each switch changes: the paired effect (points) of leaving the base condition.
 
     Within a study, each condition that differs from `base` (see `judge`) in exactly one switch, on
-    English and on the mean of the others; low, high and p are Student's t over the common seeds.
-    Raises InputError for an unknown switch and for rows that cannot be paired; says which studies
-    lack the base condition.
+    English and on the mean of the others that both have; low, high and p are Student's t over the
+    common seeds. Raises InputError for an unknown switch and for rows that cannot be paired; says
+    which studies lack the base condition.
     """
     rows, base = _checked(rows, base)
     out = []
     for (data, backbone, study), part in _measured(rows).groupby(["data", "backbone", "study"]):
-        plain = _pick(part, base)
+        plain = pick(part, base)
         if plain.empty:
             print(f"ledger: no base condition in {study}, {backbone}, {data}; left out")
             continue
         for switch, value, other in _single_changes(part, base):
             for on in ("English", "others"):
-                pair = [p[(p.language == "eng") == (on == "English")] for p in (other, plain)]
-                if pair[0].empty:
+                both = set(other.language) & set(plain.language)
+                both = [code for code in both if (code == "eng") == (on == "English")]
+                pair = [p[p.language.isin(both)] for p in (other, plain)]
+                if not both:
                     continue
                 found = st.effect(st.paired(*pair, common_seeds=True))
                 runs = ", ".join(sorted({*other.run, *plain.run}))

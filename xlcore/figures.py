@@ -305,7 +305,9 @@ def _scatter(ax: Axes, points: pd.DataFrame, test: tuple) -> None:
     ax.plot(points.x, points.y, "o", color=BLUE, ms=3.5, alpha=0.65, mec="none")
     p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
     found = f"ρ = {test.rho:.2f} [{test.low:.2f}, {test.high:.2f}], {p}"
-    ax.set_title(found.replace("-", "−").replace("nan", "?"), fontsize=7.5)
+    if not test.low <= test.high:
+        found = f"ρ = {test.rho:.2f}, no interval" if test.rho == test.rho else "ρ not defined"
+    ax.set_title(found.replace("-", "−"), fontsize=7.5)
     ax.margins(y=0.25)
     ax.set(xlabel=f"{test.distance} distance (n = {len(points)})")
 

@@ -216,7 +216,8 @@ def _correlated(x: np.ndarray, y: np.ndarray, codes: np.ndarray, controls: pd.Da
             p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
             out["raw_p"] = min(1.0, p) if low == low else NAN
     seeds = [correlate(np.column_stack([x, one]), once, ranked=True)[0] for one in y.T]
-    return out | dict(zip(("seeds_low", "seeds_high"), mean_interval(seeds)[1:], strict=True))
+    ends = np.clip(mean_interval(seeds)[1:], -1, 1)
+    return out | dict(zip(("seeds_low", "seeds_high"), ends, strict=True))
 
 
 def correlate(columns: np.ndarray, counts: np.ndarray, ranked: bool) -> np.ndarray:
