@@ -400,8 +400,8 @@ def test_the_finding_is_a_sentence_with_unit_interval_and_verdict(text):
     one = first(freezing(shift=-4), "C1")
     assert (
         "**Ours.** gemma-3-270m, sib200, K = 8: the effect of freezing on the mean of the other"
-        f" languages is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f}; 22 languages, 6"
-        f" seeds; p = {one.p:.2g}): **supported**."
+        f" languages is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f};"
+        f" 22 languages, 6 seeds; p = {one.p:.2g}): **supported**."
     ) in text
 
 
