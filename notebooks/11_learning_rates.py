@@ -62,6 +62,7 @@ print(len(rates), "rates,", len(seeds), "draws,", method)
 model = study.load()
 losses = study.rates(model, method, rates, scope)
 best = losses.groupby(["learning_rate", "seed"]).dev_loss.min().unstack()
+assert [*best.index] == sorted(rates) and [*best] == sorted(seeds)  # nothing tried is left out
 best.round(3)
 
 # %% [markdown]

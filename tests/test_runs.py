@@ -531,6 +531,11 @@ def test_finish_takes_a_frame_and_drops_its_empty_cells(tmp_path):
     assert ["strategy" in json.loads(line) for line in lines] == [True, False]
 
 
+def test_a_whole_number_beside_an_empty_cell_stays_one(tmp_path):
+    runs.finish(pandas.DataFrame([row(length=5), row(seed=2)]), str(tmp_path))
+    assert '"length": 5,' in (tmp_path / "results.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [

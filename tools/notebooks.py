@@ -3,10 +3,11 @@
     python tools/notebooks.py [NAME ...]        all of notebooks/*.py without a name
 
 The percent .py is the source; the paired .ipynb is committed with its outputs. Those come from the
-pocket profile on the embedded corpus, whose parameters are the notebooks' defaults; a run that is
-not there, or is not of this very code, is made first.
+profiles pocket and workers on the embedded corpus, whose parameters are the notebooks' defaults; a
+run that is not there, or is not of this very code, is made first.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def pair(run: runs.Run) -> None:
     defaults = runs.parameters(run.notebook)().model_dump()
     changed = [name for name in defaults if run.parameters[name] != defaults[name]]
     if changed:
-        raise InputError(f"profile pocket sets {', '.join(changed)} of {run.notebook} otherwise")
+        names = ", ".join(changed)
+        raise InputError(f"profile {run.profile} sets {names} of {run.notebook} otherwise")
     notebook = jupytext.read(source, fmt="py:percent")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, (cell, (text, shown)) in enumerate(zip(code, outputs(run), strict=True), 1):
@@ -54,9 +56,10 @@ def pair(run: runs.Run) -> None:
 
 def main(names: list[str]) -> None:
     os.environ.pop("XLCORE_DATA", None)  # benchmark texts must never reach a committed notebook
-    table = {run.notebook: run for run in runs.table("pocket", data="embedded")}
+    both = [runs.table(profile, data="embedded") for profile in ("workers", "pocket")]
+    table = {run.notebook: run for run in itertools.chain(*both)}
     for name in names or table:
-        run = table[choose("notebook of profile pocket", name, table)]
+        run = table[choose("notebook", name, table)]
         if not runs.done(run):
             print(f"running {name}", flush=True)
             runs.execute(run)

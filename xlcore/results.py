@@ -69,7 +69,11 @@ def _count(run_dir: Path) -> dict:
 
 def _checked(rows: Iterable[Mapping] | pd.DataFrame) -> list[dict]:
     """The rows in plain types; InputError for a missing key, a non-number, a repeated row."""
-    if isinstance(rows, pd.DataFrame):  # an empty cell means that the row lacks the column
+    if isinstance(rows, pd.DataFrame):
+        # an empty cell means that the row lacks the column; a 5 that stood beside one is no 5.0
+        floats = rows.select_dtypes("float").drop(columns="value", errors="ignore")
+        whole = floats.columns[(floats.isna() | (floats % 1 == 0)).all()]
+        rows = rows.astype(dict.fromkeys(whole, "Int64"))
         rows = [row.dropna().to_dict() for _, row in rows.iterrows()]
     clean: list[dict] = []
     seen: dict[str, int] = {}
