@@ -69,7 +69,8 @@ base = dict(
 )  # fmt: skip
 rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
-models = [name for name in rows.backbone.unique() if name != "none"]
+used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
+models = {one["name"]: f"{one['name']} ({one['dtype']})" for one in used}  # as captions say
 described = next(iter(finished.values()))[1]["facts"]["data"]["description"]
 data_name = rows.data.iloc[0]
 
@@ -101,7 +102,7 @@ def keep(figure, name):
 for backbone in models:
     part = condition("frozen_transfer", backbone, method=None, shots=None)
     for k, alike in part[part.method.isin(["soft_prompt", "joint_tuning"])].groupby("shots"):
-        about = f"{described}; {backbone}; n = {length} tokens, {k} shots."
+        about = f"{described}; {models[backbone]}; n = {length} tokens, {k} shots."
         figure = figures.compare_profile(pd.concat([alike, majority]), about)
         keep(figure, f"{backbone.split('/')[-1]}-transfer-{k}-shots")
 
@@ -113,7 +114,7 @@ for backbone in models:
     part = condition("frozen_transfer", backbone, method=None, shots=None)
     for k, alike in part.groupby("shots"):
         if alike.method.nunique() > 1:
-            about = f"{described}; {backbone}; {k} shots, English only."
+            about = f"{described}; {models[backbone]}; {k} shots, English only."
             figure = figures.heat_map(alike, about, condition="method")
             keep(figure, f"{backbone.split('/')[-1]}-methods-{k}-shots")
 
@@ -128,7 +129,7 @@ for case in claims.cases(rows, base):
     if case.claim == "C2" and {"soft_prompt", "joint_tuning"} <= {*case.rows.method}:
         effects, correlations, _ = claims.freezing(case)
         means = effects.mean(axis=1).rename("effect").reset_index()
-        about = f"{described}; {case.backbone}; {case.base['shots']} shots. Frozen minus tuned."
+        about = f"{described}; {models[case.backbone]}; {case.base['shots']} shots. Frozen minus tuned."
         figure = figures.effect_by_distance(means, correlations, about)
         keep(figure, f"{case.backbone.split('/')[-1]}-distance-{case.base['shots']}-shots")
 
@@ -139,7 +140,7 @@ for case in claims.cases(rows, base):
 for backbone in models:
     part = condition("prompt_length", backbone, length=None)
     if len(part):
-        about = f"{described}; {backbone}, frozen; {shots} shots."
+        about = f"{described}; {models[backbone]}, frozen; {shots} shots."
         figure = figures.length_curves(part, about)
         keep(figure, f"{backbone.split('/')[-1]}-length")
 
@@ -154,7 +155,7 @@ for backbone in models:
     if part.reparameterization.nunique() > 1:
         width = part.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
         part = part.assign(condition=part.reparameterization + width)
-        about = f"{described}; {backbone}, frozen; n = {length} tokens, {shots} shots."
+        about = f"{described}; {models[backbone]}, frozen; n = {length} tokens, {shots} shots."
         figure = figures.heat_map(part, about, base="none")
         keep(figure, f"{backbone.split('/')[-1]}-reparameterization")
 
@@ -170,7 +171,7 @@ width = tried.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
 condition_of = tried.method.where(~networks, tried.reparameterization + width)
 tried = tried.assign(condition=condition_of, networks=networks)
 for (backbone, network), part in tried.groupby(["backbone", "networks"]):
-    figure = figures.rate_grid(part, f"{described}; {backbone}; {shots} shots.")
+    figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
     keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-reparameterization")
 
 # %% [markdown]
@@ -187,7 +188,7 @@ ledger.drop(columns=["run"], errors="ignore").round(2)
 others = ledger[ledger.on == "others"].dropna(subset=["low"]) if len(ledger) else ledger
 others = others.rename(columns={"switch": "group", "value": "label"})
 for backbone, part in others.groupby("backbone") if len(others) else ():
-    about = f"{described}; {backbone}; other languages; {part.seeds.min()} or more seeds."
+    about = f"{described}; {models[backbone]}; other languages; {part.seeds.min()} or more seeds."
     figure = figures.effect_bars(part.drop_duplicates(["group", "label"]), about)
     keep(figure, f"{backbone.split('/')[-1]}-ledger")
 
