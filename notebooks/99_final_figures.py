@@ -129,9 +129,10 @@ for case in claims.cases(rows, base):
     if case.claim == "C2" and {"soft_prompt", "joint_tuning"} <= {*case.rows.method}:
         effects, correlations, _ = claims.freezing(case)
         means = effects.mean(axis=1).rename("effect").reset_index()
-        about = f"{described}; {models[case.backbone]}; {case.base['shots']} shots. Frozen minus tuned."
+        backbone, k = case.backbone, case.base["shots"]
+        about = f"{described}; {models[backbone]}; {k} shots. Frozen minus tuned."
         figure = figures.effect_by_distance(means, correlations, about)
-        keep(figure, f"{case.backbone.split('/')[-1]}-distance-{case.base['shots']}-shots")
+        keep(figure, f"{backbone.split('/')[-1]}-distance-{k}-shots")
 
 # %% [markdown]
 # ## 4. Prompt length
