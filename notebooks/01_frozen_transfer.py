@@ -32,7 +32,7 @@ epochs: int = 8  # passes over the training examples
 learning_rate: float = 0.05  # of AdamW, for the prompt
 tuned_seeds: list[int] = [1, 2]  # draws on which the weights are trained, too; [] leaves it out
 tuned_epochs: int = 4  # passes over the training examples where weights learn
-tuned_rate: float = 3e-5  # of AdamW, for prompt and weights together
+tuned_rate: float = 1e-5  # of AdamW, for prompt and weights together
 scope: str = "body"  # which weights: body (without the embedding matrix, for 6 GiB), or all
 
 # %%
