@@ -154,7 +154,7 @@ for backbone in models:
 for backbone in models:
     part = condition("reparameterization", backbone, reparameterization=None)
     if part.reparameterization.nunique() > 1:
-        width = part.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
+        width = [f" {h:.0f}" if h > 0 else "" for h in part.hidden]
         part = part.assign(condition=part.reparameterization + width)
         about = f"{described}; {models[backbone]}, frozen; n = {length} tokens, {shots} shots."
         figure = figures.heat_map(part, about, base="none")
@@ -168,8 +168,8 @@ for backbone in models:
 # %%
 tried = rows[rows.study == "learning_rates"]
 networks = tried.reparameterization.fillna("none") != "none"
-width = tried.hidden.map(lambda h: f" {h:.0f}" if h > 0 else "")
-condition_of = tried.method.where(~networks, tried.reparameterization + width)
+width = [f" {h:.0f}" if h > 0 else "" for h in tried.hidden]
+condition_of = tried.method.where(~networks, tried.reparameterization.astype(str) + width)
 tried = tried.assign(condition=condition_of, networks=networks)
 for (backbone, network), part in tried.groupby(["backbone", "networks"]):
     figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
