@@ -154,8 +154,8 @@ for backbone in models:
 for backbone in models:
     part = condition("reparameterization", backbone, reparameterization=None)
     if part.reparameterization.nunique() > 1:
-        width = [f" {h:.0f}" if h > 0 else "" for h in part.hidden]
-        part = part.assign(condition=part.reparameterization + width)
+        both = zip(part.reparameterization, part.hidden, strict=True)
+        part = part.assign(condition=[f"{a} {h:.0f}" if h > 0 else a for a, h in both])
         about = f"{described}; {models[backbone]}, frozen; n = {length} tokens, {shots} shots."
         figure = figures.heat_map(part, about, base="none")
         keep(figure, f"{backbone.split('/')[-1]}-reparameterization")
@@ -167,10 +167,11 @@ for backbone in models:
 
 # %%
 tried = rows[rows.study == "learning_rates"]
-networks = tried.reparameterization.fillna("none") != "none"
-width = [f" {h:.0f}" if h > 0 else "" for h in tried.hidden]
-condition_of = tried.method.where(~networks, tried.reparameterization.astype(str) + width)
-tried = tried.assign(condition=condition_of, networks=networks)
+names = [
+    f"{one.reparameterization} {one.hidden:.0f}" if one.hidden > 0 else one.method
+    for one in tried.itertuples()
+]  # fmt: skip
+tried = tried.assign(condition=names, networks=[" " in name for name in names])
 for (backbone, network), part in tried.groupby(["backbone", "networks"]):
     figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
     keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-reparameterization")
