@@ -168,7 +168,7 @@ for backbone in models:
 # %%
 tried = rows[rows.study == "learning_rates"]
 names = [
-    f"{one.reparameterization} {one.hidden:.0f}" if one.hidden > 0 else one.method
+    one.method if one.reparameterization == "none" else f"{one.reparameterization} {one.hidden:.0f}"
     for one in tried.itertuples()
 ]  # fmt: skip
 tried = tried.assign(condition=names, networks=[" " in name for name in names])
