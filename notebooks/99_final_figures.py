@@ -184,10 +184,11 @@ for (backbone, network), part in tried.groupby(["backbone", "networks"]):
 
 # %%
 ledger = claims.ledger(rows, base)
-ledger.drop(columns=["run"], errors="ignore").round(2)
+others = ledger[ledger.on == "others"].dropna(subset=["low"]) if len(ledger) else ledger
+shown = others.reindex(columns=["switch", "value", "languages", "seeds", "effect", "low", "high"])
+shown.set_index(["switch", "value"]).round(2)
 
 # %%
-others = ledger[ledger.on == "others"].dropna(subset=["low"]) if len(ledger) else ledger
 others = others.rename(columns={"switch": "group", "value": "label"})
 for backbone, part in others.groupby("backbone") if len(others) else ():
     about = f"{described}; {models[backbone]}; other languages; {part.seeds.min()} or more seeds."

@@ -259,7 +259,7 @@ def test_mlps_treat_each_position_alone(kind):
 
 
 def test_lstm_reads_the_positions_both_ways():
-    one, other = made("lstm"), VECTORS.clone()
+    one, other = made("lstm", hidden=16), VECTORS.clone()  # some of 16 ReLUs are open
     other[2] += 1
     moved = (one(VECTORS) - one(other)).abs().amax(1)
     assert (moved > 1e-6).all()
@@ -283,7 +283,7 @@ def test_layernorm_is_frozen_unless_told(train_norm, more):
 
 @network
 def test_gradients_reach_network_and_vectors(kind):
-    prompt = SoftPrompt(VECTORS, network=made(kind))
+    prompt = SoftPrompt(VECTORS, network=made(kind, hidden=16))
     prompt.vectors().square().mul(torch.arange(12)).sum().backward()
     moved = [p for p in prompt.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in moved)
