@@ -214,10 +214,11 @@ verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "v
 switches = ["study", *base]
 measured = accuracy[accuracy.backbone.isin(models)]
 group = measured.language.where(measured.language == "eng", "others")
-filled = measured.assign(group=group).fillna(dict.fromkeys(base, "none"))
+whole = {c: measured[c].map("{:g}".format, na_action="ignore") for c in ("length", "hidden")}
+filled = measured.assign(group=group, **whole).fillna(dict.fromkeys(base, "none"))
 numbers = by_seed(filled, ["backbone", *switches, "group"])
-constant = [name for name in switches if numbers[name].nunique() == 1]
-numbers.drop(columns=constant).round(1)
+index = ["study", "method", "shots", "length", "reparameterization", "selection"]
+numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
 
 # %%
 if run_dir:
