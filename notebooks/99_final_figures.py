@@ -33,6 +33,7 @@ from xlcore import claims, figures, runs
 from xlcore.statistics import by_seed
 
 figures.style()
+pd.set_option("display.width", 120)
 root = figures.repository()
 finished = figures.read_runs(profile, data, root)
 
