@@ -115,7 +115,7 @@ for backbone in models:
     part = condition("frozen_transfer", backbone, method=None, shots=None)
     for k, alike in part.groupby("shots"):
         if alike.method.nunique() > 1:
-            about = f"{described}; {models[backbone]}; {k} shots, English only."
+            about = f"{described}; {models[backbone]}; {k} English shots."
             figure = figures.heat_map(alike, about, condition="method")
             keep(figure, f"{backbone.split('/')[-1]}-methods-{k}-shots")
 
