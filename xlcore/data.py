@@ -32,10 +32,7 @@ Wanted = list[tuple[Corpus, Language, str]]  # which split of which language of 
 COLUMNS = ["language", "split", "index_id", "label"]  # and then the texts
 TSV = {"sep": "\t", "quoting": csv.QUOTE_NONE}
 PACKAGE = Path(__file__).parent
-USE_A_DIRECTORY = (
-    "set XLCORE_DATA to a directory that holds sib200/<flores code>/, or xnli/, americasnli/ and "
-    "xnli_fewshot/ with folders of their own codes"
-)
+USE_A_DIRECTORY = "set XLCORE_DATA to a directory that holds sib200/<flores code>/ or xnli/<code>/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +144,10 @@ def load(
     fit = _fit_corpus(chosen, kind, corpus, trained, train_data)
     wanted = [(fit, x, split) for x in trained for split in FITTING if split in fit.rows]
     wanted += [(corpus, x, "test") for x in tested]
-    checked = [] if fit.index_id else _tests_in(chosen, trained)
+    # Where nothing but the row tells a pair, the test texts of the language trained in show whether
+    # one was trained on; test rows are parallel, so they show it for every language tested.
+    tests = [] if fit.index_id else [x for x in chosen.benchmarks.values() if "test" in x.rows]
+    checked = [(x, language, "test") for language in trained for x in tests if x.code(language)]
     for each, language, _ in wanted + checked:
         code = each.code(language) or language.name
         choose(f"language of {each.title}", code, _covered(each, kind, folder))
@@ -168,13 +168,13 @@ def load(
 
 
 def _test_corpus(task: Task, kind: str, named: str | None) -> Corpus:
-    """Return the corpus to test on, by default the usual one of a source."""
-    usual = task.embedded if kind == "embedded" else task.benchmark
-    if usual is None:
-        raise InputError(f"task {task.name!r} has no data for source {kind!r}")
-    known = task.corpora if kind != "embedded" else {usual.name: usual}
+    """Return the corpus to test on, by default the first."""
+    pocket = {task.embedded.name: task.embedded} if task.embedded else {}
+    known = pocket if kind == "embedded" else task.benchmarks
     allowed = [name for name, x in known.items() if "test" in x.rows]
-    return known[choose(f"data of task {task.name!r}, {kind}:", named or usual.name, allowed)]
+    if not allowed:
+        raise InputError(f"task {task.name!r} has no data for source {kind!r}")
+    return known[choose(f"data of {task.name!r}, {kind}:", named or allowed[0], allowed)]
 
 
 def _fit_corpus(
@@ -182,27 +182,11 @@ def _fit_corpus(
 ) -> Corpus:
     """Return the corpus to train on: `corpus` itself in the languages that no other has."""
     if named:
-        allowed = [x.name for x in task.corpora.values() if "test" not in x.rows]
-        if kind != "directory" or not allowed:
-            raise InputError(f"train_data {named!r}: task {task.name!r} has none, {kind}")
-        return task.corpora[choose("train_data", named, allowed)]
-    usual = task.corpora.get(corpus.fit.get(kind, ""), corpus)
-    fits = [usual if usual.code(x) else corpus for x in trained]
-    if any(x is not fits[0] for x in fits):
-        raise InputError(
-            f"train_languages {', '.join(x.name for x in trained)} are of {usual.title} and of "
-            f"{corpus.title}; allowed are languages of one of them at a time"
-        )
-    return fits[0]
-
-
-def _tests_in(task: Task, trained: Sequence[Language]) -> Wanted:
-    """Return the test splits in the languages to train in, whatever is tested.
-
-    Test rows are parallel, so one language shows for all of them that none was trained on.
-    """
-    with_test = [x for x in task.corpora.values() if "test" in x.rows]
-    return [(x, language, "test") for language in trained for x in with_test if x.code(language)]
+        only = {} if kind != "directory" else task.benchmarks
+        known = {x.name: x for x in only.values() if "test" not in x.rows} or {corpus.name: corpus}
+        return known[choose("train_data", named, known)]
+    usual = task.benchmarks.get(corpus.fit.get(kind, ""), corpus)
+    return usual if all(usual.code(x) for x in trained) else corpus
 
 
 def embedded_folder(name: str = "pocket_topics") -> Path:
@@ -402,7 +386,7 @@ def _check_unseen(frame: pd.DataFrame, tests: pd.DataFrame, task: Task) -> None:
         return joined.str.replace(r"\s", "", regex=True)
 
     fitted = frame[frame.split != "test"]
-    _refuse(fitted[texts(fitted).isin(texts(tests))], "a test example")
+    _refuse(fitted[texts(fitted).isin(texts(tests))], "in train or dev, but a test example")
 
 
 def _refuse(bad: pd.DataFrame, problem: str) -> None:

@@ -4,7 +4,7 @@ Stands before data.py, which reads what is listed here. SPT (arXiv 2402.03782): 
 LTP (arXiv 2404.01242): XNLI, AmericasNLI; splits and label words of Zhao & Schuetze 2021.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xlcore.errors import choose
@@ -63,7 +63,7 @@ class Task:
     columns: tuple[str, ...] = ("text",)  # an example's texts
 
     @property
-    def corpora(self) -> dict[str, Corpus]:
+    def benchmarks(self) -> dict[str, Corpus]:
         """Return the corpora of a directory or the Hub by name, the usual one first."""
         return {x.name: x for x in (self.benchmark, *self.further) if x}
 
@@ -77,46 +77,29 @@ def _topics() -> Task:
     return Task(
         "topics",
         labels,
-        {family: _word(labels, row) for family, row in words.items()},
+        {family: dict(zip(labels, row, strict=True)) for family, row in words.items()},
         Corpus("pocket_topics", "Pocket Topics", {"train": 112, "dev": 28, "test": 70}),
         Corpus("sib200", "SIB-200", {"train": 701, "dev": 99, "test": 204}, "Davlan/sib200"),
     )
 
 
-def _word(labels: Sequence[str], words: Sequence[str]) -> dict[str, str]:
-    return dict(zip(labels, words, strict=True))
-
-
 def _nli() -> Task:
-    labels = ("entailment", "neutral", "contradiction")
+    words = {"entailment": "right", "neutral": "maybe", "contradiction": "wrong"}
     by_row = dict(label="label", index_id=None)
-    xnli = Corpus(
-        "xnli", "XNLI", {"train": 392702, "dev": 2490, "test": 5010}, "facebook/xnli",
-        codes="xnli", fit={"directory": "xnli_fewshot", "hub": "xnli"}, **by_row,
-    )  # fmt: skip
-    americas = Corpus(
-        "americasnli", "AmericasNLI", {"dev": 743, "test": 750}, "nala-cub/americas_nli",
-        codes="americasnli", fit=xnli.fit, **by_row,
-        ragged={"cni/dev": 658, "nah/dev": 585, "nah/test": 738, "oto/dev": 222, "oto/test": 748},
-    )  # fmt: skip
-    few = Corpus(
-        "xnli_fewshot", "XNLI few-shot splits", {"train": 1533, "dev": 1533},
-        codes="xnli", shots=tuple(2**i for i in range(9)), **by_row,
-    )  # fmt: skip
-    mnli = Corpus(
-        "mnli_english", "a sample of MultiNLI", {"train": 8999, "dev": 1000},
-        codes="xnli", only="en", **by_row,
-    )  # fmt: skip
-    pocket = {"train": 144, "dev": 48, "test": 66}
-    return Task(
-        "nli",
-        labels,
-        {"default": _word(labels, ("right", "maybe", "wrong"))},
-        Corpus("pocket_nli", "Pocket NLI", pocket, label="label"),
-        xnli,
-        (americas, few, mnli),
-        ("premise", "hypothesis"),
-    )
+    xnli = Corpus("xnli", "XNLI", {"train": 392702, "dev": 2490, "test": 5010}, "facebook/xnli",
+                  "xnli", fit={"directory": "xnli_fewshot", "hub": "xnli"}, **by_row)  # fmt: skip
+    lacking = {"cni/dev": 658, "nah/dev": 585, "nah/test": 738, "oto/dev": 222, "oto/test": 748}
+    americas = Corpus("americasnli", "AmericasNLI", {"dev": 743, "test": 750},
+                      "nala-cub/americas_nli", "americasnli", ragged=lacking, fit=xnli.fit,
+                      **by_row)  # fmt: skip
+    few = Corpus("xnli_fewshot", "XNLI few-shot splits", {"train": 1533, "dev": 1533},
+                 codes="xnli", shots=tuple(2**i for i in range(9)), **by_row)  # fmt: skip
+    mnli = Corpus("mnli_english", "a sample of MultiNLI", {"train": 8999, "dev": 1000},
+                  codes="xnli", only="en", **by_row)  # fmt: skip
+    pocket = Corpus("pocket_nli", "Pocket NLI", {"train": 144, "dev": 48, "test": 66},
+                    label="label")  # fmt: skip
+    texts = ("premise", "hypothesis")
+    return Task("nli", tuple(words), {"default": words}, pocket, xnli, (americas, few, mnli), texts)
 
 
 TASKS = {"topics": _topics(), "nli": _nli()}
