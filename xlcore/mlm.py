@@ -324,7 +324,9 @@ def _moving(model: nn.Module, moved: list[nn.Parameter]) -> Iterator[dict[nn.Par
     finally:
         model.zero_grad()
         for p, flag in flags:
-            p.requires_grad_(flag).data.copy_(kept.get(p, p))
+            p.requires_grad_(flag)
+        for p, values in kept.items():
+            p.data.copy_(values)
 
 
 def _words(encoder: Encoder, blocks: Blocks, settings: Settings) -> Tensor | None:
