@@ -9,9 +9,11 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad as pad_to
 
 from xlcore import checkpoints
 from xlcore.backbones import Backbone, Tokens, pad
@@ -20,6 +22,7 @@ from xlcore.prompts import Layout
 LENGTHS = (1, 2, 5, 10, 20)
 SEEDS = 2
 B, T = 8, 40  # texts a batch and tokens a text, about SIB-200's English mean
+RELEASED = 128  # tokens that the released SPT code pads every text to
 
 
 def fastest(*ways: Callable[[], object], rounds: int = 4) -> list[float]:
@@ -61,16 +64,20 @@ def training(backbone: Backbone) -> list[tuple[str, float, str]]:
             layout = Layout((len(part),))
             backbone.prompt_states(states, part, layout).float().sum().backward()
 
-    def carried() -> None:
+    def carried(tokens: Tokens) -> None:
         for part in parts:
             layout = Layout((len(part),))
             backbone.whole_pass(tokens, part, layout).float().sum().backward()
 
-    fast, slow, plain = fastest(together, one_by_one, carried)
+    wide = Tokens(*(pad_to(x, (0, RELEASED - T)) for x in (tokens.ids, tokens.mask)))
+    ways = (together, one_by_one, partial(carried, tokens), partial(carried, wide))
+    fast, slow, plain, padded = fastest(*ways)
     what = f"{len(lengths)} prompts ({sum(lengths)} tokens) on {B} texts of {T} tokens"
     return [
         (f"training step, {what}: together / one after the other", fast / slow, f"{fast:.2f} s"),
         ("the same: together / carrying the text through the step", fast / plain, f"{plain:.2f} s"),
+        (f"the same, the text padded to {RELEASED} tokens as in the released code", fast / padded,
+         f"{padded:.2f} s"),
     ]
 
 
