@@ -175,7 +175,7 @@ names = [
 tried = tried.assign(condition=names, networks=[" " in name for name in names])
 for (backbone, network), part in tried.groupby(["backbone", "networks"]):
     figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
-    keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-reparameterization")
+    keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-of-networks")
 
 # %% [markdown]
 # ## 7. The deviation ledger
