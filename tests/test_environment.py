@@ -14,7 +14,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIGURATION["project"]
+FILE_ONLY = CONFIGURATION["tool"]["xlcore"]["file-only"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"]]
 TOOLS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 NAMED = ["jupyterlab", "papermill", "torch", "transformers", "datasets", "peft", "matplotlib"]
@@ -49,7 +51,26 @@ def test_lock_satisfies_pyproject(requirement: Requirement) -> None:
 
 @pytest.mark.parametrize("requirement", DIRECT + TOOLS, ids=lambda r: r.name)
 def test_installed_version_satisfies_pyproject(requirement: Requirement) -> None:
+    if requirement.marker and not requirement.marker.evaluate():
+        pytest.skip(f"not for this system: {requirement.marker}")
     assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+
+
+@pytest.mark.parametrize("pin", FILE_ONLY)
+def test_packages_of_which_one_file_is_read_are_locked(pin: str) -> None:
+    assert pin in map(str, lock_lines())
+
+
+def test_installer_lets_a_file_only_package_lack_what_it_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import install
+
+    name = FILE_ONLY[0].split("==")[0]
+    wrong = "torch 2.13.0 requires sympy, which is not installed."
+    answer = f"{name} 0.3.0 requires another, which is not installed.\n{wrong}\n"
+    assert install.complaints(answer) == [wrong]
 
 
 def test_every_lock_line_is_an_exact_pin() -> None:

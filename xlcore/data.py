@@ -1,7 +1,7 @@
 """Parallel labelled texts: the embedded corpus, a directory, the Hub or one's own files.
 
-Stands after languages.py and before tokenizing (backbones.py, prompts.py).
-SPT (arXiv 2402.03782), section on data: SIB-200 topics, and its few-shot draw, here seeded.
+Stands after tasks.py and before tokenizing (backbones.py, prompts.py, cloze.py).
+SPT (arXiv 2402.03782), section on data: its few-shot draw, here seeded. LTP: fixed splits.
 """
 
 import argparse
@@ -21,69 +21,28 @@ import pandas as pd
 from xlcore.errors import InputError, choose, nearest
 from xlcore.hub import cached_only, hub_available, no_hub
 from xlcore.languages import Language, resolve, resolve_all
+from xlcore.tasks import TASKS, Corpus, Task
+from xlcore.tasks import task as task
 
 SOURCES = ("auto", "embedded", "directory", "hub")
 SPLITS = ("train", "dev", "test")
 FITTING = ("train", "dev")
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-Wanted = list[tuple[Language, str]]  # which split of which language
-COLUMNS = ["language", "split", "index_id", "label", "text"]
+Wanted = list[tuple[Corpus, Language, str]]  # which split of which language of which corpus
+COLUMNS = ["language", "split", "index_id", "label"]  # and then the texts
 TSV = {"sep": "\t", "quoting": csv.QUOTE_NONE}
 PACKAGE = Path(__file__).parent
-USE_A_DIRECTORY = "set XLCORE_DATA to a directory that holds sib200/<flores code>/"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One parallel corpus in the layout <name>/<flores code>/{train,dev,test}.tsv."""
-
-    name: str
-    title: str
-    rows: Mapping[str, int]  # split -> rows, the same in every language
-    hub_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """Labels, the label word of each per model family, and the corpora that carry the task."""
-
-    name: str
-    labels: tuple[str, ...]
-    words: Mapping[str, Mapping[str, str]]  # family (or "default") -> label -> label word
-    embedded: Corpus | None = None
-    benchmark: Corpus | None = None
-
-
-def _topics() -> Task:
-    labels = ("geography", "science/technology", "entertainment", "politics", "health", "travel",
-              "sports")  # fmt: skip
-    xglm = ("earth", "science", "entertainment", "politics", "health", "travel", "sports")
-    bloom = ("earth", "science", "fun", "government", "health", "travel", "play")
-    words = {"default": xglm, "xglm": xglm, "bloom": bloom}
-    return Task(
-        "topics",
-        labels,
-        {family: dict(zip(labels, row, strict=True)) for family, row in words.items()},
-        Corpus("pocket_topics", "Pocket Topics", {"train": 112, "dev": 28, "test": 70}),
-        Corpus("sib200", "SIB-200", {"train": 701, "dev": 99, "test": 204}, "Davlan/sib200"),
-    )
-
-
-TASKS = {"topics": _topics()}
-
-
-def task(name: str) -> Task:
-    """Return the task called `name`; InputError with the nearest names if there is none."""
-    return TASKS[choose("task", name, TASKS)]
+USE_A_DIRECTORY = "set XLCORE_DATA to a directory that holds sib200/<flores code>/ or xnli/<code>/"
 
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
     """Checked texts of one task in one or more languages; a broken one cannot be made.
 
-    `frame` has the columns language (ISO 639-3), split, index_id, label, text. In `parallel` data
-    an index_id is the same sentence in every language. Raises InputError if a label is unknown, a
-    text empty, an index_id twice in a split or in two splits, or a split not parallel.
+    `frame` has the columns language (ISO 639-3), split, index_id, label, and text or the task's
+    own. In `parallel` data an index_id is the same example in every language, but for negative
+    ones, which only one language has. Raises InputError if a label is unknown, all texts of an
+    example empty, an index_id twice in a split or in two splits, or a split not parallel.
     """
 
     task: Task
@@ -94,13 +53,15 @@ class TaskData:
     languages: tuple[Language, ...]  # those to test on
     frame: pd.DataFrame = field(repr=False)
     parallel: bool = True
+    fit: Corpus | None = None  # where train and dev came from, which decides how to draw
 
     def __post_init__(self) -> None:
-        ordered = self.frame[COLUMNS].sort_values(COLUMNS[:3], ignore_index=True)
+        columns = [*COLUMNS, *self.task.columns]
+        ordered = self.frame[columns].sort_values(COLUMNS[:3], ignore_index=True)
         object.__setattr__(self, "frame", ordered)
         _check_rows(self.frame, self.task)
         if self.parallel:
-            _check_parallel(self.frame)
+            _check_parallel(self.frame[self.frame.index_id >= 0])
 
     @cached_property
     def sha256(self) -> str:
@@ -125,17 +86,30 @@ class TaskData:
         chosen = (self.frame.language == code) & (self.frame.split == split)
         return self.frame[chosen].reset_index(drop=True)
 
+    @property
+    def undivided(self) -> bool:
+        """Whether there is no train split, so that dev serves both to train and to select on."""
+        return self.fit is not None and "train" not in self.fit.rows
+
+    def pools(self, language: str | Language = "eng") -> dict[str, pd.DataFrame]:
+        """Return the rows of one language to draw train and dev examples from."""
+        splits = ("dev", "dev") if self.undivided else FITTING
+        return {x: self.examples(language, y) for x, y in zip(FITTING, splits, strict=True)}
+
     def describe(self) -> str:
         """Return the data in one line for a caption: title, source, test texts per language."""
         counts = self.frame.loc[self.frame.split == "test", "language"].value_counts()
         low, high = (counts.min(), counts.max()) if len(counts) else (0, 0)
         number = f"{low}" if low == high else f"{low} to {high}"
-        return f"{self.title} ({self.source}), {number} test texts per language"
+        unit = "texts" if len(self.task.columns) == 1 else "pairs"
+        return f"{self.title} ({self.source}), {number} test {unit} per language"
 
     def __str__(self) -> str:
         counts = self.frame.split.value_counts()
         rows = ", ".join(f"{split} {counts[split]}" for split in SPLITS if split in counts)
         place = f"{self.source} {self.location}".strip()
+        if lacking := int(_empty(self.frame, self.task).any(axis=1).sum()):
+            rows += f" ({lacking} with an empty text)"
         return (
             f"data: {self.title} ({place}), {self.frame.language.nunique()} language(s), "
             f"rows: {rows}, sha256 {self.sha256[:12]}"
@@ -149,53 +123,90 @@ def load(
     *,
     train_languages: Iterable[str] = ("eng",),
     hub_id: str | None = None,
+    data: str | None = None,
+    train_data: str | None = None,
 ) -> TaskData:
     """Load a task's test split in `languages`, train and dev in `train_languages`.
 
     "all" means every language of the source. `source` is "embedded", "directory" (the folder in
     XLCORE_DATA), "hub", a folder in the layout of XLCORE_DATA, or "auto": directory if XLCORE_DATA
     is set, else embedded. `hub_id` replaces the Hub id, also by a local folder in the Hub's layout.
-    Prints one line. Raises InputError for anything missing, altered or malformed.
+    `data` and `train_data` name a corpus of the task other than its usual one. Prints one line.
+    Raises InputError for anything missing, altered or malformed, and where a train or dev example
+    known by its row only is a test example too.
     """
     chosen = task if isinstance(task, Task) else TASKS[choose("task", task, TASKS)]
-    kind, folder = _locate(source)
-    corpus = chosen.embedded if kind == "embedded" else chosen.benchmark
-    if corpus is None:
-        raise InputError(f"task {chosen.name!r} has no data for source {kind!r}")
-    sums = _sums(corpus, folder if kind == "embedded" else None)
-    covered = sorted({file.split("/")[0] for file in sums})
+    kind, folder = _locate(source, chosen)
+    corpus = _test_corpus(chosen, kind, data)
+    covered = _covered(corpus, kind, folder)
     tested = resolve_all(covered if languages == "all" else languages)
-    wanted = [(x, split) for x in resolve_all(train_languages) for split in FITTING]
-    wanted += [(x, "test") for x in tested]
+    trained = resolve_all(train_languages)
+    fit = _fit_corpus(chosen, kind, corpus, trained, train_data)
+    wanted = [(fit, x, split) for x in trained for split in FITTING if split in fit.rows]
+    wanted += [(corpus, x, "test") for x in tested]
+    # Where nothing but the row tells a pair, the test texts of the language trained in show whether
+    # one was trained on; test rows are parallel, so they show it for every language tested.
+    tests = [] if fit.index_id else [x for x in chosen.benchmarks.values() if "test" in x.rows]
+    checked = [(x, language, "test") for language in trained for x in tests if x.code(language)]
+    for each, language, _ in wanted + checked:
+        code = each.code(language) or language.name
+        choose(f"language of {each.title}", code, _covered(each, kind, folder))
     if kind == "hub":
         place = hub_id or corpus.hub_id or ""
-        frame = _from_hub(corpus, place, wanted)
+        places = [place if x is corpus else x.hub_id or "" for x, *_ in wanted + checked]
+        frames = _from_hub(chosen, places, wanted + checked)
     else:
         place = "" if kind == "embedded" else str(folder)
-        frame = _from_folder(corpus, folder, sums, wanted)
-    data = TaskData(chosen, corpus.name, corpus.title, kind, place, tested, frame)
-    print(data)
-    return data
+        frames = _from_folder(chosen, kind, folder, wanted + checked)
+    frame = pd.concat(frames[: len(wanted)], ignore_index=True)
+    if checked:
+        _check_unseen(frame, pd.concat(frames[len(wanted) :]), chosen)
+    title = corpus.title + (f", trained on {fit.title}" if fit is not corpus else "")
+    loaded = TaskData(chosen, corpus.name, title, kind, place, tested, frame, fit=fit)
+    print(loaded)
+    return loaded
 
 
-def embedded_folder() -> Path:
+def _test_corpus(task: Task, kind: str, named: str | None) -> Corpus:
+    """Return the corpus to test on, by default the first."""
+    pocket = {task.embedded.name: task.embedded} if task.embedded else {}
+    known = pocket if kind == "embedded" else task.benchmarks
+    allowed = [name for name, x in known.items() if "test" in x.rows]
+    if not allowed:
+        raise InputError(f"task {task.name!r} has no data for source {kind!r}")
+    return known[choose(f"data of {task.name!r}, {kind}:", named or allowed[0], allowed)]
+
+
+def _fit_corpus(
+    task: Task, kind: str, corpus: Corpus, trained: Sequence[Language], named: str | None
+) -> Corpus:
+    """Return the corpus to train on: `corpus` itself in the languages that no other has."""
+    if named:
+        only = {} if kind != "directory" else task.benchmarks
+        known = {x.name: x for x in only.values() if "test" not in x.rows} or {corpus.name: corpus}
+        return known[choose("train_data", named, known)]
+    usual = task.benchmarks.get(corpus.fit.get(kind, ""), corpus)
+    return usual if all(usual.code(x) for x in trained) else corpus
+
+
+def embedded_folder(name: str = "pocket_topics") -> Path:
     """Return the folder of the embedded data: beside the package in a checkout, else inside it."""
     for folder in (PACKAGE.parent / "data", PACKAGE / "_data"):
-        if (folder / "pocket_topics" / "SHA256SUMS").is_file():
+        if (folder / name / "SHA256SUMS").is_file():
             return folder
     raise InputError(
-        f"no pocket_topics/SHA256SUMS in {PACKAGE.parent / 'data'} or {PACKAGE / '_data'}; "
-        "write it with `python -m xlcore.data checksums data/pocket_topics`"
+        f"no {name}/SHA256SUMS in {PACKAGE.parent / 'data'} or {PACKAGE / '_data'}; "
+        f"write it with `python -m xlcore.data checksums data/{name}`"
     )
 
 
-def _locate(source: str | Path) -> tuple[str, Path]:
+def _locate(source: str | Path, task: Task) -> tuple[str, Path]:
     """Return the kind of source and, unless it is the Hub, its folder."""
     named = os.environ.get("XLCORE_DATA")
     if source == "auto":
         source = "directory" if named else "embedded"
     if source == "embedded":
-        return "embedded", embedded_folder()
+        return "embedded", embedded_folder(*[task.embedded.name] if task.embedded else [])
     if source == "hub":
         return "hub", Path()
     if source == "directory":
@@ -211,39 +222,43 @@ def _locate(source: str | Path) -> tuple[str, Path]:
 
 
 def _sums(corpus: Corpus, embedded: Path | None) -> dict[str, str]:
-    """Return {"<flores>/<split>.tsv": sha256}, from the embedded data or pinned in xlcore."""
+    """Return {"<code>/<split>.tsv": sha256}, from the embedded data or pinned in xlcore."""
     pinned = PACKAGE / "checksums" / f"{corpus.name}.sha256"
     path = embedded / corpus.name / "SHA256SUMS" if embedded else pinned
     pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
     return {file: sha256 for sha256, file in pairs}
 
 
+def _covered(corpus: Corpus, kind: str, folder: Path) -> list[str]:
+    """Return the codes of a corpus's languages."""
+    sums = _sums(corpus, folder if kind == "embedded" else None)
+    return [corpus.only] if corpus.only else sorted({file.split("/")[0] for file in sums})
+
+
 def write_checksums(folder: Path, out: Path | None = None) -> Path:
-    """Write the sha256 of every <flores code>/<split>.tsv in `folder`, as `sha256sum` does."""
+    """Write the sha256 of every .tsv file in `folder` and below, as `sha256sum` does."""
     out = out or folder / "SHA256SUMS"
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*.tsv")}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.tsv")}
     lines = [f"{_sha256(paths[name])}  {name}\n" for name in sorted(paths)]
     out.write_text("".join(lines), encoding="utf-8", newline="\n")
     return out
 
 
-def _from_folder(
-    corpus: Corpus, folder: Path, sums: dict[str, str], wanted: Wanted
-) -> pd.DataFrame:
-    covered = sorted({file.split("/")[0] for file in sums})
+def _from_folder(task: Task, kind: str, folder: Path, wanted: Wanted) -> list[pd.DataFrame]:
     paths = []
-    for language, split in wanted:
-        code = choose(f"language of {corpus.title}", language.flores or language.name, covered)
-        if (file := f"{code}/{split}.tsv") not in sums:
+    for corpus, language, split in wanted:
+        sums = _sums(corpus, folder if kind == "embedded" else None)
+        files = corpus.files(code := str(corpus.code(language)), split)
+        if files[0] not in sums:
             have = sorted(x.split("/")[0] for x in sums if x.endswith(f"/{split}.tsv"))
             choose(f"language with a {split} split in {corpus.title}", code, have)
-        paths.append(_verified(corpus, folder, file, sums[file]))
+        paths.append([_verified(corpus, folder, file, sums[file]) for file in files])
     # Everything is verified before anything is parsed.
-    frames = [
-        _tidy(corpus, _read_table(path, **TSV, lineterminator="\n"), *key)
-        for path, key in zip(paths, wanted, strict=True)
-    ]
-    return pd.concat(frames, ignore_index=True)
+    frames = []
+    for parts, key in zip(paths, wanted, strict=True):
+        tables = [_read_table(path, **TSV, lineterminator="\n") for path in parts]
+        frames.append(_tidy(task, pd.concat(tables, ignore_index=True), *key))
+    return frames
 
 
 def _verified(corpus: Corpus, folder: Path, file: str, expected: str) -> Path:
@@ -251,8 +266,7 @@ def _verified(corpus: Corpus, folder: Path, file: str, expected: str) -> Path:
     if not path.is_file():
         raise InputError(
             f"{corpus.title} file {file} is missing: looked for {path} (expected sha256 "
-            f"{expected}); expected layout: <folder>/{corpus.name}/<flores code>/"
-            "{train,dev,test}.tsv"
+            f"{expected}); expected layout: <folder>/{corpus.name}/{corpus.layout}"
         )
     if (found := _sha256(path)) != expected:
         raise InputError(
@@ -277,43 +291,59 @@ def _read_table(path: Path, **how: str | int) -> pd.DataFrame:
     return pd.read_csv(path, na_filter=False, dtype=str, encoding="utf-8-sig", **how)
 
 
-def _from_hub(corpus: Corpus, hub_id: str, wanted: Wanted) -> pd.DataFrame:
-    if Path(hub_id).is_dir() or hub_available():
-        return _load_datasets(corpus, hub_id, wanted)
-    try:
-        with cached_only():
-            return _load_datasets(corpus, hub_id, wanted)
-    except InputError as error:
-        what = f"{corpus.title} ({hub_id}), not in the local cache either,"
-        raise no_hub(what, USE_A_DIRECTORY) from error
-
-
-def _load_datasets(corpus: Corpus, hub_id: str, wanted: Wanted) -> pd.DataFrame:
-    from datasets import exceptions, load_dataset  # slow to import, and of use here only
-
-    frames = []
-    for language, split in wanted:
+def _from_hub(task: Task, places: Sequence[str], wanted: Wanted) -> list[pd.DataFrame]:
+    """Load each part from its place: a Hub id or a local folder."""
+    parts = list(zip(places, wanted, strict=True))
+    if all(Path(place).is_dir() for place in places) or hub_available():
+        tables = [_load_dataset(place, *key) for place, key in parts]
+    else:
         try:
-            rows = load_dataset(hub_id, language.flores, split=HUB_SPLITS[split])
-        except (OSError, ValueError, exceptions.DatasetsError) as error:
-            raise InputError(
-                f"{corpus.title} in {language.name}, config {language.flores!r} of {hub_id}, "
-                f"split {HUB_SPLITS[split]!r}, could not be loaded: {error}"
-            ) from error
-        frames.append(_tidy(corpus, rows.to_pandas(), language, split))
-    return pd.concat(frames, ignore_index=True)
+            with cached_only():
+                tables = [_load_dataset(place, *key) for place, key in parts]
+        except InputError as error:
+            what = ", ".join(dict.fromkeys(f"{key[0].title} ({place})" for place, key in parts))
+            raise no_hub(f"{what}, not in the local cache either,", USE_A_DIRECTORY) from error
+    return [_tidy(task, table, *key) for table, key in zip(tables, wanted, strict=True)]
 
 
-def _tidy(corpus: Corpus, rows: pd.DataFrame, language: Language, split: str) -> pd.DataFrame:
-    """Return rows of one file in our columns, their number checked."""
+def _load_dataset(hub_id: str, corpus: Corpus, language: Language, split: str) -> pd.DataFrame:
+    from datasets import ClassLabel, exceptions, load_dataset  # slow to import, used here only
+
+    code = corpus.code(language)
+    try:
+        loaded = load_dataset(hub_id, code, split=HUB_SPLITS[split])
+        rows, label = loaded.to_pandas(), loaded.features.get(corpus.label)
+        if isinstance(label, ClassLabel):
+            rows[corpus.label] = label.int2str(rows[corpus.label])
+    except (OSError, ValueError, exceptions.DatasetsError) as error:
+        raise InputError(
+            f"{corpus.title} in {language.name}, config {code!r} of {hub_id}, "
+            f"split {HUB_SPLITS[split]!r}, could not be loaded: {error}"
+        ) from error
+    return rows
+
+
+def _tidy(
+    task: Task, rows: pd.DataFrame, corpus: Corpus, language: Language, split: str
+) -> pd.DataFrame:
+    """Return rows of one split in our columns, their number checked."""
     where = f"{corpus.title} {language.name} {split}"
-    _need_columns(rows, ("index_id", "category", "text"), where)
-    if len(rows) != corpus.rows[split]:
-        raise InputError(f"{where} has {len(rows)} rows, expected {corpus.rows[split]}")
-    named = rows.rename(columns={"category": "label"})
-    return named.assign(
-        language=language.iso639_3, split=split, index_id=_ids(rows["index_id"], where)
-    )[COLUMNS]
+    named = [corpus.index_id] if corpus.index_id else []
+    _need_columns(rows, (*named, corpus.label, *task.columns), where)
+    place = f"{corpus.code(language)}/{split}"
+    if len(rows) != (expected := corpus.ragged.get(place, corpus.rows[split])):
+        raise InputError(f"{where} has {len(rows)} rows, expected {expected}")
+    ids = _ids(rows[corpus.index_id], where) if corpus.index_id else _row_ids(corpus, place, rows)
+    columns = rows.rename(columns={corpus.label: "label"})[["label", *task.columns]]
+    return columns.assign(language=language.iso639_3, split=split, index_id=ids)
+
+
+def _row_ids(corpus: Corpus, place: str, rows: pd.DataFrame) -> range:
+    """Number rows so that no two splits share a number; see `Corpus` for the ragged."""
+    start = 10**6 * SPLITS.index(place.split("/")[1])
+    if place in corpus.ragged:
+        start -= 10**7 * (1 + list(corpus.ragged).index(place))
+    return range(start, start + len(rows))
 
 
 def _ids(column: pd.Series, where: str) -> pd.Series:
@@ -336,11 +366,27 @@ def _check_rows(frame: pd.DataFrame, task: Task) -> None:
     for row in frame[~frame.label.isin(task.labels)].head(1).itertuples():
         where = f"{row.language} {row.split}, index_id {row.index_id}"
         choose(f"label in {where}:", row.label, task.labels)
-    blank = frame.text.isna() | (frame.text.str.strip() == "")
-    _refuse(frame[blank], "empty text")
+    # Two benchmarks hold pairs that lack one of their texts: those are kept, and counted.
+    _refuse(frame[_empty(frame, task).all(axis=1)], "empty text")
     _refuse(frame[frame.duplicated(["language", "split", "index_id"])], "repeated index_id")
     splits = frame.groupby("index_id").split.transform("nunique")
     _refuse(frame[splits > 1], "an index_id that another split has too")
+
+
+def _empty(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Return which texts (rows, columns) say nothing."""
+    return frame[list(task.columns)].apply(lambda texts: texts.fillna("").str.strip() == "")
+
+
+def _check_unseen(frame: pd.DataFrame, tests: pd.DataFrame, task: Task) -> None:
+    """Refuse train and dev rows whose texts, spaces aside, are those of a test row."""
+
+    def texts(rows: pd.DataFrame) -> pd.Series:
+        joined = rows.language.str.cat([rows[x] for x in task.columns])
+        return joined.str.replace(r"\s", "", regex=True)
+
+    fitted = frame[frame.split != "test"]
+    _refuse(fitted[texts(fitted).isin(texts(tests))], "in train or dev, but a test example")
 
 
 def _refuse(bad: pd.DataFrame, problem: str) -> None:
@@ -380,9 +426,9 @@ class Draw:
 
         Raises InputError if the language or its splits are not loaded, or lack a drawn index_id.
         """
-        picked = []
+        picked, pools = [], data.pools(language)
         for split, ids in (("train", self.train_ids), ("dev", self.dev_ids)):
-            rows = data.examples(language, split)
+            rows = pools[split]
             absent = sorted(set(ids) - set(rows.index_id))
             if absent:
                 raise InputError(
@@ -399,14 +445,42 @@ def draw(data: TaskData, shots: int | str, seed: int, language: str | Language =
     The draw sees ids and labels only, so parallel languages and all conditions of a study share
     it. It is nested: with one seed, a smaller draw is part of every larger one. Raises InputError
     with the largest possible K if a class has too few. SPT's ratio of dev to train [code].
+    Two kinds of data differ: published splits are taken as they are, whatever the seed, K of each
+    class for dev too; without a train split, K per class come from dev and all others select.
     """
     seed = _whole("seed", seed, least=0)
-    pools = {split: data.examples(language, split) for split in FITTING}
+    pools = data.pools(language)
+    if data.fit and data.fit.shots:
+        return _published(data.fit, pools, _whole("shots", shots, least=1), seed)
+    if data.undivided:
+        return _divided(data, pools["dev"], _whole("shots", shots, least=1), seed)
     if shots == "all":
         return Draw(seed, "all", *(tuple(pools[x].index_id.tolist()) for x in FITTING))
     shots = _whole("shots", shots, least=1, other=' or "all"')
     sizes = _sizes(data.task, pools, shots)
     return Draw(seed, shots, *(_pick(data.task, pools[x], x, sizes[x], seed) for x in FITTING))
+
+
+def _published(fit: Corpus, pools: dict[str, pd.DataFrame], shots: int, seed: int) -> Draw:
+    """Return the published split of K, whose rows lie behind those of all smaller K."""
+    choose(f"K of {fit.title}", str(shots), map(str, fit.shots))
+    classes = fit.rows["train"] // sum(fit.shots)
+    start = classes * sum(k for k in fit.shots if k < shots)
+    rows = slice(start, start + classes * shots)
+    return Draw(seed, shots, *(tuple(pools[x].index_id[rows].tolist()) for x in FITTING))
+
+
+def _divided(data: TaskData, pool: pd.DataFrame, shots: int, seed: int) -> Draw:
+    """Return K per class of one split to train on, all its other rows to select on."""
+    counts = pool.label.value_counts().reindex(data.task.labels, fill_value=0)
+    if shots >= counts.min():
+        raise InputError(
+            f"shots={shots} needs {shots} train and at least 1 dev examples per class, but "
+            f"{counts.idxmin()!r} has {counts.min()} for both; the largest K allowed here is "
+            f"{counts.min() - 1}"
+        )
+    picked = _pick(data.task, pool, "train", shots, seed)
+    return Draw(seed, shots, picked, tuple(sorted(set(pool.index_id.tolist()) - set(picked))))
 
 
 def _pick(task: Task, pool: pd.DataFrame, split: str, size: int, seed: int) -> tuple[int, ...]:
@@ -512,7 +586,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `python -m xlcore.data checksums <folder> [<file>]`."""
     parser = argparse.ArgumentParser(prog="python -m xlcore.data", description=main.__doc__)
     commands = parser.add_subparsers(required=True)
-    checksums = commands.add_parser("checksums", help="write sha256 of <folder>/*/*.tsv")
+    checksums = commands.add_parser("checksums", help="write sha256 of the .tsv files of <folder>")
     checksums.add_argument("folder", type=Path)
     checksums.add_argument("out", type=Path, nargs="?", help="default: <folder>/SHA256SUMS")
     given = parser.parse_args(arguments)

@@ -1,0 +1,237 @@
+"""Pretrained masked language models behind one small interface, with soft prompts in their input.
+
+Stands beside `backbones`, which does the same for decoders; `Family` holds what differs by family.
+LTP section 3: the prompt stands among the word embeddings, the mask's hidden state is the answer.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from xlcore.backbones import Backbone, Tokens, pad
+from xlcore.cloze import POSITIONS, Cloze, cloze, insert
+from xlcore.errors import InputError, choose
+
+
+class Family:
+    """An encoder whose positions count from 0 and whose `inputs_embeds` are word embeddings."""
+
+    name = "default"
+    trusted = False  # False: the exactness check runs when a model of this family is loaded
+    word_prefix = " "  # label words are tokenized as in running text
+    model_types: tuple[str, ...] = ()
+
+    def first_position(self, config: object) -> int:
+        """Return the position number of a text's first token."""
+        return 0
+
+
+class Bert(Family):
+    """Positions count from 0; all tokens are of segment (token type) 0, transformers' default."""
+
+    name, trusted, model_types = "bert", True, ("bert", "distilbert")
+
+
+class XLMR(Family):
+    """Positions count real tokens only, and from behind the padding token's number.
+
+    transformers cannot see padding in `inputs_embeds`: without position ids it counts columns.
+    """
+
+    name, trusted = "xlm-roberta", True
+    model_types = ("xlm-roberta", "xlm-roberta-xl", "roberta", "camembert")
+
+    def first_position(self, config: object) -> int:
+        return config.pad_token_id + 1
+
+
+FAMILIES = (Bert(), XLMR())
+
+
+def family_of(model_type: str) -> Family:
+    """Return the adapter of a `model_type`; the default one must pass the exactness check."""
+    return next((f for f in FAMILIES if model_type in f.model_types), Family())
+
+
+def context(config: object, family: Family) -> int | None:
+    """Return the longest input in tokens, None where positions have no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit and limit - family.first_position(config)
+
+
+# --- the encoder --------------------------------------------------------------------------------
+
+
+@dataclass
+class Encoder:
+    """A masked language model and its tokenizer; frozen when loaded, free to be unfrozen.
+
+    Letters: B texts, T tokens, n prompt tokens, d width, V words. Nothing here stops gradients.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: object
+    family: Family
+
+    device, dtype, width = Backbone.device, Backbone.dtype, Backbone.width
+    words, sha256 = Backbone.words, Backbone.sha256
+
+    @property
+    def mlm_head(self) -> str:
+        """Whether the head is "pretrained", "missing" (see `start_head`) or "fitted".
+
+        Kept in the model's configuration, where fitting sets it, so that a saved model says it.
+        """
+        return getattr(self.model.config, "mlm_head", "pretrained")
+
+    def tokenize(
+        self, template: str, rows: Sequence[Mapping], max_tokens: int, padding: str = "right"
+    ) -> Cloze:
+        """Return filled templates as tokens (B, T) on the model's device; see `cloze`."""
+        return cloze(self.tokenizer, template, rows, max_tokens, padding, self.device)
+
+    def word_vectors(self, ids: Tensor) -> Tensor:
+        """Return word embeddings (..., d), a prompt's level: before positions and LayerNorm."""
+        return self.model.get_input_embeddings()(ids)
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Return the hidden state at every token, (B, T, d)."""
+        return self._run(self.word_vectors(tokens.ids), tokens.mask)
+
+    def mask_states(
+        self, tokens: Cloze, vectors: Tensor | None = None, position: str = "prefix"
+    ) -> Tensor:
+        """Return the hidden state at each row's mask token, (B, d).
+
+        vectors: (n, d), or (B, n, d) where each row has a prompt of its own, or None. A prefix
+        stands behind the opening token, an infix at the template's {soft} or right before the
+        mask, a suffix before the closing token. Raises InputError for an unknown position, or if
+        text and prompt exceed the context.
+        """
+        slot = tokens.slots[:, POSITIONS.index(choose("prompt position", position, POSITIONS))]
+        embeds, mask, label = self.word_vectors(tokens.ids), tokens.mask, tokens.label
+        if vectors is not None:
+            embeds, mask = insert(embeds, mask, vectors.to(embeds.dtype), slot)
+            label = label + vectors.shape[-2] * (slot <= label)
+        hidden = self._run(embeds, mask)  # (B, T + n, d)
+        column = mask.long().argmax(1) + label  # (B,) the first real token's column and on
+        return hidden[torch.arange(len(column), device=column.device), column]
+
+    def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
+        """Return scores of all words (..., V), or of the given word ids only (..., len(words)).
+
+        The model's own head runs on `hidden` alone, its decoder cut to the rows asked for.
+        """
+        decoder = self.model.get_output_embeddings()
+        chosen = slice(None) if words is None else words
+
+        def rows(states: Tensor) -> Tensor:
+            bias = None if decoder.bias is None else decoder.bias[chosen]
+            return F.linear(states, decoder.weight[chosen], bias)
+
+        def encoded(*_: object, **__: object) -> BaseModelOutput:
+            return BaseModelOutput(hidden.to(self.dtype))
+
+        with _standing_in(self.model.base_model, encoded), _standing_in(decoder, rows):
+            return self.model().logits.float()
+
+    def _run(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """Run the encoder with positions that count real tokens, whichever side is padded."""
+        room = context(self.model.config, self.family)
+        if room and mask.shape[1] > room:
+            raise InputError(
+                f"{mask.shape[1]} tokens are longer than the context of {self.name}; allowed: up "
+                f"to {room}"
+            )
+        positions = Tokens(mask, mask).positions + self.family.first_position(self.model.config)
+        given = dict(attention_mask=mask.long(), position_ids=positions)
+        return self.model.base_model(inputs_embeds=embeds, **given).last_hidden_state
+
+
+@contextlib.contextmanager
+def _standing_in(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Let `forward` run in the place of a module's own for a while."""
+    before = vars(module).get("forward")  # libraries that place models on devices set one, too
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+# --- what a loaded model must pass ----------------------------------------------------------------
+
+
+def start_head(model: nn.Module, missing: Sequence[str]) -> list[str]:
+    """Start the head of a checkpoint that lacks it; return what is still missing.
+
+    The scores become word embeddings times LayerNorm(gelu(hidden)): the head's linear map is the
+    identity, its LayerNorm has gain 1, all biases are 0. Marked `mlm_head = "missing"` in the
+    model's configuration, for a head must be fitted before its scores mean anything.
+    """
+    inner = sorted(key for key in missing if key.startswith(f"{model.base_model_prefix}."))
+    tied = model.get_input_embeddings().weight
+    if len(inner) == len(missing) or model.get_output_embeddings().weight is not tied:
+        return sorted(missing)
+    for module in set(model.modules()) - set(model.base_model.modules()):
+        for name, weight in module.named_parameters(recurse=False):
+            if weight is not tied:
+                square, gain = weight.dim() == 2, name == "weight"
+                (nn.init.eye_ if square else nn.init.ones_ if gain else nn.init.zeros_)(weight)
+    model.config.mlm_head = "missing"
+    return inner
+
+
+@torch.no_grad()
+def verify_exactness(encoder: Encoder, tolerance: float = 1e-4) -> None:
+    """Check that prompts made of real tokens give the scores of feeding those tokens.
+
+    Runs four random texts, both paddings and all prompt positions, in fp32. Raises InputError if
+    the encoder cannot be run so, or if a score differs by more than `tolerance` of the largest.
+    """
+    places = [(0, 0, 0, 3), (4, 0, 4, 9), (30, 0, 30, 60), (76, 0, 76, 77)]  # label and slots
+    try:
+        *texts, prompt = _random_texts(encoder, (3, 9, 60, 77, 5))
+        for text, (label, *_) in zip(texts, places, strict=True):
+            text[label] = encoder.tokenizer.mask_token_id
+        place = torch.tensor(places, device=encoder.device)
+        vectors = encoder.word_vectors(torch.tensor(prompt, device=encoder.device))
+        for side, position in product(("right", "left"), POSITIONS):
+            batch = pad(texts, encoder.device, side)
+            tokens = Cloze(batch.ids, batch.mask, place[:, 0], place[:, 1:])
+            found = encoder.mask_states(tokens, vectors, position)
+            for hidden, text, (label, *slots) in zip(found, texts, places, strict=True):
+                at = slots[POSITIONS.index(position)]
+                ids = text[:at] + prompt + text[at:]
+                _compare(encoder, hidden, ids, label + len(prompt) * (at <= label), tolerance)
+    except Exception as error:  # another family's code may fail in any way
+        raise InputError(
+            f"model {encoder.name!r} ({type(encoder.model).__name__}) does not pass the exactness "
+            f"check: {error}; soft prompts would not stand where its word embeddings do. "
+            "Supported: XLM-R, BERT, and encoders that pass"
+        ) from error
+
+
+def _random_texts(encoder: Encoder, lengths: Sequence[int]) -> list[list[int]]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randint(5, encoder.words, (n,), generator=g).tolist() for n in lengths]
+
+
+def _compare(
+    encoder: Encoder, hidden: Tensor, ids: list[int], label: int, tolerance: float
+) -> None:
+    whole = torch.tensor(ids, device=encoder.device)
+    wanted = encoder.model(input_ids=whole[None]).logits[0, label].float()  # (V,)
+    found = torch.cat([encoder.logits(hidden), encoder.logits(hidden, whole)])
+    gap = (found - torch.cat([wanted, wanted[whole]])).abs().max() / wanted.abs().max()
+    if not gap <= tolerance:
+        raise ArithmeticError(f"scores differ by {gap:.1e} of the largest")
