@@ -64,10 +64,7 @@ for name, (_, manifest) in finished.items():
 
 # %%
 rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
-base = dict(
-    method="soft_prompt", shots=shots, length=length, init="uniform", position="suffix",
-    loss="vocabulary", reparameterization="none", hidden=None, selection="best_dev",
-)  # fmt: skip
+base = claims.BASE | dict(shots=shots, length=length)
 rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
@@ -80,7 +77,7 @@ data_name = rows.data.iloc[0]
 def condition(study, backbone, **changes):
     """Rows of the base condition with these changes; None stands for every value."""
     own = accuracy[(accuracy.study == study) & (accuracy.backbone == backbone)]
-    return claims.pick(own, base | changes)
+    return claims.matching(own, base | changes)
 
 
 # %%
@@ -230,7 +227,8 @@ if run_dir:
     parts = dict.fromkeys(["C1", "C3"], f"transfer-{shots}-shots")
     parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameterization"}
     shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
-    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}")
+    calls = {name: runs.command(manifest) for name, (_, manifest) in finished.items()}
+    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls)
     (target / "claims.md").write_text(page, encoding="utf-8")
 
 # %%

@@ -88,6 +88,7 @@ def evaluate(
     Columns: prompt (its number), language (ISO 639-3), metric, value. All prompts of a language
     share one pass over its texts.
     """
+
     def read(texts: Sequence[str]) -> Tensor:
         return score(backbone, prompts, texts, verbalizer, position, max_length)
 

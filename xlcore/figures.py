@@ -8,7 +8,6 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,7 +38,6 @@ STYLE = {
 GREY, LIGHT = "#888888", "#e6e6e6"
 PAGE = 6.5  # inches between the margins of a page; no letter is below SMALL points at this width
 SMALL = 7
-FAR = cache(distances)  # which says what it lacks: once is enough
 LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
 )  # fmt: skip
@@ -97,7 +95,7 @@ def pick(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 
 def by_distance(codes: Iterable[str], kind: str = "syntactic") -> list[str]:
     """Order languages by URIEL distance from English; those without one come last."""
-    far = FAR()[choose("distance", kind, DISTANCES)]
+    far = distances()[choose("distance", kind, DISTANCES)]
     return sorted(codes, key=lambda c: (far.get(c, float("nan")) != far.get(c), far.get(c, 9), c))
 
 
@@ -272,7 +270,7 @@ def effect_by_distance(effects: pd.DataFrame, statistics: pd.DataFrame, about: s
     effects = _checked(effects[effects.language != "eng"], ["language"], "effect")
     found = statistics.rename_axis("distance").reset_index()
     found = _checked(found, ["distance"], "rho", "low", "high", "p")
-    far = FAR()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
+    far = distances()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
     table = effects.set_index("language").rename(columns={"effect": "y"}).sort_values("y")
     n = -(-len(found) // 3)
     figure, axes = _panels(n, 3, 0.5 + 2.15 * n, sharey=True)

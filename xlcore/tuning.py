@@ -227,9 +227,7 @@ def _dev(made, job, verbalizer, settings) -> dict[str, float]:
     parts = torch.arange(len(job.dev.labels)).split(settings.batch_size)
     found = [_measure(made, job.dev, rows, verbalizer, settings) for rows in parts]
     shares = [len(rows) / len(job.dev.labels) for rows in parts]
-    loss, right = (
-        sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1)
-    )
+    loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
     return dict(dev_loss=loss, dev_accuracy=right)
 
 
