@@ -164,15 +164,23 @@ for backbone in models:
 # By English dev loss, on draws that are used for nothing else.
 
 # %%
-tried = rows[rows.study == "learning_rates"]
-names = [
-    one.method if one.reparameterization == "none" else f"{one.reparameterization} {one.hidden:.0f}"
-    for one in tried.itertuples()
-]  # fmt: skip
-tried = tried.assign(condition=names, networks=[" " in name for name in names])
-for (backbone, network), part in tried.groupby(["backbone", "networks"]):
-    figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
-    keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-of-networks")
+tried = rows[(rows.study == "learning_rates") & (rows.shots == shots)]
+plain = tried[tried.reparameterization == "none"]
+networks = tried.drop(plain.index).sort_values(["reparameterization", "hidden"])
+by_length = plain[plain.method == "soft_prompt"].sort_values("length")
+grids = {
+    "rates": plain[plain.length == length].assign(condition=lambda t: t.method),
+    "rates-of-lengths": by_length.assign(condition=by_length.length.map("n = {:.0f}".format)),
+    "rates-of-networks": networks.assign(
+        condition=networks.reparameterization + networks.hidden.map(" {:.0f}".format)),
+}  # fmt: skip
+
+# %%
+for name, grid in grids.items():
+    for backbone, part in grid.groupby("backbone"):
+        if name == "rates" or part.condition.nunique() > 1:
+            figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
+            keep(figure, f"{backbone.split('/')[-1]}-{name}")
 
 # %% [markdown]
 # ## 7. The deviation ledger
