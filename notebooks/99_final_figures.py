@@ -168,12 +168,12 @@ tried = rows[(rows.study == "learning_rates") & (rows.shots == shots)]
 plain = tried[tried.reparameterization == "none"]
 networks = tried.drop(plain.index).sort_values(["reparameterization", "hidden"])
 by_length = plain[plain.method == "soft_prompt"].sort_values("length")
+widths = [f"{n.reparameterization} {n.hidden:.0f}" for n in networks.itertuples()]
 grids = {
     "rates": plain[plain.length == length].assign(condition=lambda t: t.method),
-    "rates-of-lengths": by_length.assign(condition=by_length.length.map("n = {:.0f}".format)),
-    "rates-of-networks": networks.assign(
-        condition=networks.reparameterization + networks.hidden.map(" {:.0f}".format)),
-}  # fmt: skip
+    "rates-of-lengths": by_length.assign(condition=[f"n = {n:.0f}" for n in by_length.length]),
+    "rates-of-networks": networks.assign(condition=widths),
+}
 
 # %%
 for name, grid in grids.items():
