@@ -20,7 +20,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from xlcore import tickets
 from xlcore.backbones import Tokens
-from xlcore.encoders import Encoder
+from xlcore.encoders import Encoder, head
 from xlcore.errors import InputError, choose
 from xlcore.prose import Text
 from xlcore.training import HEAD_ROWS, TrainingDiverged, check_number, epoch_batches
@@ -141,11 +141,10 @@ def fit_head(encoder: Encoder, blocks: Blocks, settings: Settings = HEAD) -> lis
     tied, stay to the bit. Raises InputError if there is a head, or the weights are not in fp32.
     """
     _check(encoder, settings, "missing")
-    with _moving(encoder.model, head := _head(encoder.model)) as kept:
-        history = _learn(encoder, blocks, settings, head)
-        kept.update({p: p.detach().clone() for p in head})
+    with _moving(encoder.model, moved := [*head(encoder.model).values()]) as kept:
+        history = _learn(encoder, blocks, settings, moved)
+        kept.update({p: p.detach().clone() for p in moved})
     encoder.model.config.mlm_head = "fitted"
-    vars(encoder).pop("sha256", None)  # made before, it would be that of another head
     return history
 
 
@@ -160,7 +159,7 @@ def mine(
     """
     chosen = tickets.parameters(encoder.model, scope)
     _check(encoder, settings, "fitted", "pretrained")
-    moved = [*chosen.values(), *_head(encoder.model)]
+    moved = [*chosen.values(), *head(encoder.model).values()]
     with _moving(encoder.model, moved) as kept:
         history = _learn(encoder, blocks, settings, moved)
         end = {name: p.detach().to("cpu", copy=True) for name, p in chosen.items()}
@@ -206,12 +205,6 @@ def _check(encoder: Encoder, settings: Settings, *heads: str) -> None:
         )
     if wrong := [w for w in settings.label_words if not 0 <= w < encoder.words]:
         raise InputError(f"label words {wrong} are no ids from 0 to {encoder.words - 1}")
-
-
-def _head(model: nn.Module) -> list[nn.Parameter]:
-    """Return the head's own parameters, without the word embeddings it may be tied to."""
-    body = {id(p) for p in model.base_model.parameters()}
-    return [p for p in model.parameters() if id(p) not in body]
 
 
 @contextlib.contextmanager
