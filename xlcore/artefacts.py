@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -97,20 +96,14 @@ class Artefact:
         if bad := [name for name, x in (self.head or {}).items() if not x.isfinite().all()]:
             raise InputError(f"numbers of the head's {bad} are not finite")
 
-    @property
-    def title(self) -> str:
-        """Return in one line what is in it."""
-        parts = []
-        if self.vectors is not None:
-            n, width = self.vectors.shape
-            parts.append(f"Soft prompt: {n} vectors of width {width}, {self.card.position}")
-        if self.ticket is not None:
-            parts.append(f"Winning ticket: {self.ticket}{'' if self.values else ', mask only'}")
-        return "; ".join(parts)
-
     def __str__(self) -> str:
         """Return the card as a short markdown page."""
-        card, page = self.card, [f"# {self.title}"]
+        card, page = self.card, []
+        if self.vectors is not None:
+            n, width = self.vectors.shape
+            page.append(f"# Soft prompt: {n} vectors of width {width}, {card.position}")
+        if self.ticket is not None:
+            page.append(f"# Winning ticket: {self.ticket}{'' if self.values else ', mask only'}")
         about = {"Base model": card.base, "Data": card.data, "Label words": card.words}
         about |= {"Ticket": card.ticket} if card.ticket else {}
         for title, facts in (about | {"Training": card.training}).items():
@@ -131,18 +124,14 @@ class Artefact:
         unknown dtype, values beyond it, and a card that JSON cannot hold.
         """
         kept = DTYPES[choose("dtype of values", dtype, DTYPES)]
-        tensors, shapes = {}, {}
-        if self.vectors is not None:
-            tensors[TENSOR] = self.vectors
-        if self.ticket is not None:
-            shapes = self.ticket.shapes
-            tensors |= {MASK + name: bits for name, bits in self.ticket.bits.items()}
-        if self.values is not None:
-            values = {name: x.detach().to("cpu", kept) for name, x in self.values.items()}
-            self.ticket.check_values(values)
-            tensors |= {VALUES + name: x for name, x in values.items()}
-        tensors |= {HEAD + name: x for name, x in (self.head or {}).items()}
-        _write(Path(path), _pack(path, tensors, self.card, shapes))
+        ticket = self.ticket or Ticket({}, {})
+        values = {name: x.detach().to("cpu", kept) for name, x in (self.values or {}).items()}
+        if values:
+            ticket.check_values(values)
+        tensors = {} if self.vectors is None else {TENSOR: self.vectors}
+        for start, part in {MASK: ticket.bits, VALUES: values, HEAD: self.head or {}}.items():
+            tensors |= {start + name: x for name, x in part.items()}
+        _write(Path(path), _pack(path, tensors, self.card, ticket.shapes))
 
 
 def _table(header: list[str], rows: Iterable) -> str:
@@ -190,16 +179,15 @@ def from_encoder(
     of `MaskedWeights`, and for parts that do not fit.
     """
     _check_untouched(encoder)
-    mark = encoder.mlm_head
+    mark, facts = encoder.mlm_head, {}
     base = dict(name=encoder.name, sha256=encoder.sha256, kind="encoder", mlm_head=mark)
-    own = {name: p.detach().clone() for name, p in encoders.head(encoder.model).items()}
-    facts = {}
     if ticket is not None:
         ticket.of(encoder.model)
         share = ticket.k / max(ticket.total, 1)
         facts = dict(about or {}) | dict(k=ticket.k, total=ticket.total, active_ratio=share)
     whole = Card(base, position, ticket=facts, **card)
-    return Artefact(vectors, whole, ticket, values, None if mark == "pretrained" else own)
+    head = None if mark == "pretrained" else _head_of(encoder)
+    return Artefact(vectors, whole, ticket, values, head)
 
 
 def save(path: str | Path, vectors: Tensor, card: Card) -> None:
@@ -217,10 +205,8 @@ def load(path: str | Path, backbone: "Backbone | Encoder | None" = None) -> Arte
     masks, values, head = (_pop(tensors, start) for start in (MASK, VALUES, HEAD))
     vectors = tensors.pop(TENSOR, None)
     if tensors:
-        raise InputError(
-            f"{path} holds the tensors {sorted(tensors)}; expected only {TENSOR!r}, those of a "
-            "ticket and those of a head"
-        )
+        expected = f"expected only {TENSOR!r} and those of a ticket and a head"
+        raise InputError(f"{path} holds the tensors {sorted(tensors)}; {expected}")
     try:
         bits = {name: masks.pop(name) for name in shapes if name in masks} | masks
         ticket = Ticket(shapes, bits) if shapes or masks else None
@@ -259,21 +245,18 @@ def _wearing_head(encoder: "Encoder", artefact: Artefact) -> Iterator[None]:
     if artefact.head is None:
         yield
         return
-    own, config = encoders.head(encoder.model), encoder.model.config
-    kept, mark = {name: p.detach().clone() for name, p in own.items()}, config.mlm_head
+    model, mark, kept = encoder.model, encoder.mlm_head, _head_of(encoder)
     try:
-        _copy(artefact.head, own)
-        config.mlm_head = artefact.card.base["mlm_head"]
+        model.load_state_dict(artefact.head, strict=False)
+        model.config.mlm_head = artefact.card.base["mlm_head"]
         yield
     finally:
-        _copy(kept, own)
-        config.mlm_head = mark
+        model.load_state_dict(kept, strict=False)
+        model.config.mlm_head = mark
 
 
-@torch.no_grad()
-def _copy(values: Tensors, parameters: Tensors) -> None:
-    for name, x in values.items():
-        parameters[name].copy_(x)
+def _head_of(encoder: "Encoder") -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in encoders.head(encoder.model).items()}
 
 
 def check_base(where: object, artefact: Artefact, backbone: "Backbone | Encoder") -> None:
@@ -292,17 +275,16 @@ def check_base(where: object, artefact: Artefact, backbone: "Backbone | Encoder"
             f"artefact {where} belongs to base model {base['name']!r} (expected sha256 "
             f"{base['sha256']}); {backbone.name!r} is another (found sha256 {backbone.sha256})"
         )
-    if artefact.vectors is not None and (width := artefact.vectors.shape[1]) != backbone.width:
-        raise InputError(
-            f"artefact {where} has vectors of width {width}; {backbone.name!r} needs "
-            f"{backbone.width}"
-        )
+    name, needs = backbone.name, backbone.width
+    if artefact.vectors is not None and (width := artefact.vectors.shape[1]) != needs:
+        raise InputError(f"artefact {where} has vectors of width {width}; {name!r} needs {needs}")
     if artefact.ticket is not None:
         artefact.ticket.of(backbone.model)
     if artefact.head is not None:
-        have, given = encoders.head(backbone.model), artefact.head
-        if {n: x.shape for n, x in have.items()} != {n: x.shape for n, x in given.items()}:
-            raise InputError(f"artefact {where} has another head than {backbone.name!r}")
+        heads = (encoders.head(backbone.model), artefact.head)
+        own, given = ({n: x.shape for n, x in head.items()} for head in heads)
+        if own != given:
+            raise InputError(f"artefact {where} has another head than {name!r}: {given} {own}")
 
 
 def _check_untouched(encoder: "Encoder") -> None:
