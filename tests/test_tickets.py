@@ -3,7 +3,6 @@
 References: numpy's stable sort, sets of indices, scipy's hypergeometric mean, parameter formulas.
 """
 
-import json
 import math
 import tracemalloc
 from fractions import Fraction
@@ -14,24 +13,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from scipy.stats import hypergeom
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from xlcore import tickets
-from xlcore.backbones import weights_sha256
 from xlcore.errors import InputError
 from xlcore.tickets import (
     STRATEGIES,
     Ticket,
-    load,
     named,
-    pack,
     parameters,
     place,
-    save,
     score,
     select,
 )
@@ -44,7 +37,6 @@ SMALL = dict(
 AWKWARD = (0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 1e-45, -1e-45, 3e38, 1 + 2**-40, 0.1, -0.3)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((), (0,), (1,), (7,), (8,), (3, 5), (2, 3, 11), (65,))
-BASE = dict(name="made up", sha256="a" * 64)
 
 
 @pytest.fixture(scope="module", params=("bert", "xlm-roberta"))
@@ -436,115 +428,3 @@ def test_a_model_without_these_parameters_or_of_other_shapes_is_refused(model):
     wider = type(model)(type(model.config)(**SMALL | dict(intermediate_size=72)))
     with pytest.raises(InputError, match=r"\(64, 32\); this model's, \(72, 32\)"):
         ticket.of(wider)
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def values_of(model, ticket):
-    return {n: p.detach()[ticket.mask(n)] * 1.25 for n, p in ticket.of(model).items()}
-
-
-@pytest.fixture
-def saved(model, tmp_path):
-    """Return the path of a saved ticket with values, made for the tiny model."""
-    ticket = random_ticket(model)
-    base = dict(name="tiny", sha256=weights_sha256(model, torch.bfloat16))
-    save(tmp_path / "t.safetensors", ticket, base, values_of(model, ticket))
-    return tmp_path / "t.safetensors"
-
-
-def rewrite(path, tensors=None, about=None):
-    """Write a file anew with other tensors or other metadata."""
-    with safe_open(path, "pt") as file:
-        metadata = {"xlcore_ticket": about} if about else file.metadata()
-    save_file(tensors or load_file(path), path, metadata)
-
-
-def test_mask_order_and_values_come_back_bit_for_bit(model, saved):
-    wanted, (found, values) = random_ticket(model), load(saved, model)
-    assert list(found.shapes.items()) == list(wanted.shapes.items())
-    assert np.array_equal(flat(found), flat(wanted))
-    for name, x in values_of(model, wanted).items():
-        assert torch.equal(values[name].view(torch.int32), x.view(torch.int32))
-
-
-def test_bfloat16_values_are_the_rounded_ones(model, tmp_path):
-    ticket = random_ticket(model)
-    save(tmp_path / "t", ticket, BASE, values_of(model, ticket), "bfloat16")
-    for name, x in load(tmp_path / "t")[1].items():
-        assert torch.equal(x, values_of(model, ticket)[name].bfloat16())
-
-
-def test_a_mask_can_be_saved_without_values(model, tmp_path):
-    save(tmp_path / "t", random_ticket(model), BASE)
-    ticket, values = load(tmp_path / "t")
-    assert values is None and ticket.k == random_ticket(model).k
-
-
-@pytest.mark.parametrize("dtype, limit", (("float32", 4.7), ("bfloat16", 2.7)))
-def test_a_file_stays_below_its_bytes_per_active_weight(tmp_path, dtype, limit):
-    shape = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
-    big = BertForMaskedLM(BertConfig(**SMALL | shape))
-    ticket = random_ticket(big)
-    save(tmp_path / "t", ticket, BASE, values_of(big, ticket), dtype)
-    assert (tmp_path / "t").stat().st_size / ticket.k < limit
-
-
-def test_a_packed_ticket_shares_a_file_with_other_tensors(model, tmp_path):
-    ticket = random_ticket(model)
-    tensors, metadata = pack(ticket, BASE, values_of(model, ticket))
-    save_file({"prompt": torch.ones(2, 3), **tensors}, tmp_path / "t", metadata | {"more": "x"})
-    found, values = load(tmp_path / "t")
-    assert np.array_equal(flat(found), flat(ticket)) and set(values) == set(ticket.shapes)
-
-
-def test_a_model_with_other_weights_is_refused_with_both_hashes(model, saved):
-    other = type(model)(model.config)
-    with pytest.raises(InputError) as error:
-        load(saved, other)
-    for one in (model, other):
-        assert weights_sha256(one, torch.bfloat16) in str(error.value)
-
-
-def test_a_file_that_is_missing_cut_off_or_no_ticket_is_refused(saved):
-    with pytest.raises(InputError, match="missing"):
-        load(saved.parent / "nothing")
-    save_file({"prompt": torch.ones(2)}, saved.parent / "prompt")
-    with pytest.raises(InputError, match="no ticket"):
-        load(saved.parent / "prompt")
-    saved.write_bytes(saved.read_bytes()[:-9])
-    with pytest.raises(InputError, match="no safetensors file"):
-        load(saved)
-
-
-@pytest.mark.parametrize("about", ("[", "[]", "{}", json.dumps({"base": {}, "shapes": {"w": 3}})))
-def test_metadata_that_cannot_be_read_is_refused(saved, about):
-    rewrite(saved, about=about)
-    with pytest.raises(InputError, match="no ticket"):
-        load(saved)
-
-
-@pytest.mark.parametrize("part", ("mask", "values"))
-def test_a_file_that_lacks_one_tensor_is_refused(saved, part):
-    tensors = load_file(saved)
-    del tensors[next(name for name in tensors if name.startswith(f"ticket.{part}."))]
-    rewrite(saved, tensors)
-    with pytest.raises(InputError):
-        load(saved)
-
-
-@pytest.mark.parametrize("wrong", ([1.0], [1.0, math.nan], [1.0, math.inf]))
-def test_too_few_values_and_values_that_are_not_finite_are_never_saved(tmp_path, wrong):
-    ticket = select({"w": torch.ones(3)}, 2)
-    with pytest.raises(InputError, match="'w' needs 2 values"):
-        save(tmp_path / "t", ticket, BASE, {"w": torch.tensor(wrong)})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_dtype_and_a_base_without_hash_are_refused(tmp_path):
-    ticket = select({"w": torch.ones(3)}, 2)
-    with pytest.raises(InputError, match="float32, bfloat16"):
-        save(tmp_path / "t", ticket, BASE, dtype="float16")
-    with pytest.raises(InputError, match="sha256"):
-        save(tmp_path / "t", ticket, dict(name="x", sha256=None))

@@ -1,12 +1,13 @@
-"""A trained prompt as one safetensors file with its model card, and its way to and from PEFT.
+"""Prompt and ticket as one safetensors file with its card, and a prompt's way to and from PEFT.
 
 Stands after training and evaluation: what a study found is kept here and used again elsewhere.
-SPT section 3: a prompt is n vectors, of use only with the very backbone it was trained on.
+SPT section 3, LTP section 3: both are of use only with the very model they were trained on.
 """
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,50 +16,96 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from xlcore import cloze, encoders, prompts
+from xlcore.checkpoints import DTYPES
 from xlcore.errors import InputError, choose
-from xlcore.prompts import POSITIONS
+from xlcore.masked_training import MaskedWeights
+from xlcore.tickets import Tensors, Ticket
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from xlcore.backbones import Backbone
+    from xlcore.encoders import Encoder
     from xlcore.study import Study
     from xlcore.training import Job, Trained
 
 FORMAT = "1"  # raised when files of the old form can no longer be read
 TENSOR, PEFT_TENSOR = "prompt", "prompt_embeddings"
+MASK, VALUES, HEAD = "ticket.mask.", "ticket.values.", "head."  # before parameter names
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What must be known to use a prompt; `base` and `data` hold at least name and sha256."""
+    """What must be known to use an artefact; `base` and `data` hold at least name and sha256."""
 
-    base: dict  # sha256: `Backbone.sha256`, None where it is not known
-    position: str
+    base: dict  # sha256: `Backbone.sha256`, None where it is not known; encoders: kind, mlm_head
+    position: str | None  # None: there is no prompt
     words: dict[str, str] = field(default_factory=dict)  # label -> label word, in label order
     data: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # language -> metric -> %
+    ticket: dict = field(default_factory=dict)  # strategy, scope, k, active_ratio, mining
 
     def __post_init__(self) -> None:
-        choose("prompt position", self.position, POSITIONS)
         if not {"name", "sha256"} <= set(self.base):
             raise InputError(f"a card's base needs name and sha256; found {sorted(self.base)}")
+        encoder = self.base.get("kind") == "encoder"
+        if self.position is not None or not encoder:
+            positions = cloze.POSITIONS if encoder else prompts.POSITIONS
+            choose("prompt position", self.position, positions)
+        needs = {"strategy", "scope", "k", "active_ratio"}
+        if self.ticket and (lacking := needs - set(self.ticket)):
+            raise InputError(f"a ticket's card lacks {sorted(lacking)}")
+        if self.ticket and not self.base["sha256"]:
+            raise InputError("a ticket's base needs its sha256: weights are put among its own")
 
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """A prompt's vectors (n, d), at the embedding matrix's level, with its card."""
+    """A prompt's vectors (n, d), at the embedding matrix's level, or a ticket, or both; its card.
 
-    vectors: Tensor
+    values: of the active weights, by parameter; None: a mask alone. head: the MLM head by
+    parameter, where the checkpoint has none. Raises InputError for parts that do not fit each
+    other or the card, and for numbers that are not finite.
+    """
+
+    vectors: Tensor | None
     card: Card
+    ticket: Ticket | None = None
+    values: Tensors | None = None
+    head: Tensors | None = None
+
+    def __post_init__(self) -> None:
+        card, ticket = self.card, self.ticket
+        lent = card.base.get("mlm_head", "pretrained") != "pretrained"
+        said = dict(vectors=card.position is not None, ticket=bool(card.ticket), head=lent)
+        if wrong := [x for x, there in said.items() if (getattr(self, x) is not None) != there]:
+            raise InputError(f"of content and card, only one has {', '.join(wrong)}")
+        if self.vectors is None and ticket is None:
+            raise InputError("an artefact needs a prompt or a ticket")
+        if self.vectors is not None:
+            _check_prompt(self.vectors)
+        if ticket is not None and ticket.k != card.ticket["k"]:
+            raise InputError(f"ticket of {ticket.k} weights; its card says {card.ticket['k']}")
+        if self.values is not None:
+            if ticket is None:
+                raise InputError("values of active weights need the ticket that says which")
+            ticket.check_values(self.values)
+        if bad := [name for name, x in (self.head or {}).items() if not x.isfinite().all()]:
+            raise InputError(f"numbers of the head's {bad} are not finite")
 
     def __str__(self) -> str:
         """Return the card as a short markdown page."""
-        (n, width), card = self.vectors.shape, self.card
-        page = [f"# Soft prompt: {n} vectors of width {width}, {card.position}"]
+        card, page = self.card, []
+        if self.vectors is not None:
+            n, width = self.vectors.shape
+            page.append(f"# Soft prompt: {n} vectors of width {width}, {card.position}")
+        if self.ticket is not None:
+            page.append(f"# Winning ticket: {self.ticket}{'' if self.values else ', mask only'}")
         about = {"Base model": card.base, "Data": card.data, "Label words": card.words}
+        about |= {"Ticket": card.ticket} if card.ticket else {}
         for title, facts in (about | {"Training": card.training}).items():
             page += [f"## {title}", _table(["", ""], facts.items()) if facts else "Not recorded."]
         metrics = list(dict.fromkeys(m for by in card.scores.values() for m in by))
@@ -68,6 +115,23 @@ class Artefact:
         ]
         page += ["## Scores (%)", _table(["language", *metrics], rows) if rows else "Not recorded."]
         return "\n\n".join(page) + "\n"
+
+    def save(self, path: str | Path, dtype: str = "float32") -> None:
+        """Write all of it to one safetensors file, at once or not at all.
+
+        Values of active weights are kept in `dtype`: with the mask, at 20 % active, 4.6 (float32)
+        or 2.6 (bfloat16) bytes an active weight; the head stays as it is. Raises InputError for an
+        unknown dtype, values beyond it, and a card that JSON cannot hold.
+        """
+        kept = DTYPES[choose("dtype of values", dtype, DTYPES)]
+        ticket = self.ticket or Ticket({}, {})
+        values = {name: x.detach().to("cpu", kept) for name, x in (self.values or {}).items()}
+        if values:
+            ticket.check_values(values)
+        tensors = {} if self.vectors is None else {TENSOR: self.vectors}
+        for start, part in {MASK: ticket.bits, VALUES: values, HEAD: self.head or {}}.items():
+            tensors |= {start + name: x for name, x in part.items()}
+        _write(Path(path), _pack(path, tensors, self.card, ticket.shapes))
 
 
 def _table(header: list[str], rows: Iterable) -> str:
@@ -103,62 +167,143 @@ def from_study(
     return Artefact(trained.best if best else trained.last, card)
 
 
-def save(path: str | Path, vectors: Tensor, card: Card) -> None:
-    """Write vectors (n, d) and card to one safetensors file, all at once or not at all.
+def from_encoder(
+    encoder: "Encoder", vectors: Tensor | None = None, position: str | None = None,
+    ticket: Ticket | None = None, values: Tensors | None = None, about: Mapping | None = None,
+    **card: dict,
+) -> Artefact:  # fmt: skip
+    """Gather prompt, ticket or both, trained on an encoder, with the head if it had to be fitted.
 
-    Raises InputError for vectors that are not (n, d) or not finite, and for a card that JSON
-    cannot hold.
+    about: the ticket's strategy, its scope and how it was mined (`Mined.about`). card: what else
+    the card is to say. Raises InputError if the weights are not those loaded, as within the block
+    of `MaskedWeights`, and for parts that do not fit.
     """
-    _write(Path(path), _pack(path, TENSOR, vectors, card))
+    _check_untouched(encoder)
+    mark, facts = encoder.mlm_head, {}
+    base = dict(name=encoder.name, sha256=encoder.sha256, kind="encoder", mlm_head=mark)
+    if ticket is not None:
+        ticket.of(encoder.model)
+        share = ticket.k / max(ticket.total, 1)
+        facts = dict(about or {}) | dict(k=ticket.k, total=ticket.total, active_ratio=share)
+    whole = Card(base, position, ticket=facts, **card)
+    head = None if mark == "pretrained" else _head_of(encoder)
+    return Artefact(vectors, whole, ticket, values, head)
 
 
-def load(path: str | Path, backbone: "Backbone | None" = None) -> Artefact:
-    """Read a prompt that `save` wrote, on the CPU; with a backbone, only if it was trained on it.
+def save(path: str | Path, vectors: Tensor, card: Card) -> None:
+    """Write a prompt's vectors (n, d) and card; see `Artefact.save`, also for what is raised."""
+    Artefact(vectors, card).save(path)
+
+
+def load(path: str | Path, backbone: "Backbone | Encoder | None" = None) -> Artefact:
+    """Read what was saved, on the CPU; with a backbone, only if it was trained on it.
 
     Raises InputError if the file is not there, broken, without a card, of another format version,
-    made for another base model (by hash) or width, or if its vectors are not finite.
+    made for another base model (by hash) or shapes, or if its numbers are not finite.
     """
-    artefact = Artefact(*_read(Path(path), TENSOR))
+    tensors, card, shapes = _read(Path(path))
+    masks, values, head = (_pop(tensors, start) for start in (MASK, VALUES, HEAD))
+    vectors = tensors.pop(TENSOR, None)
+    if tensors:
+        expected = f"expected only {TENSOR!r} and those of a ticket and a head"
+        raise InputError(f"{path} holds the tensors {sorted(tensors)}; {expected}")
+    try:
+        bits = {name: masks.pop(name) for name in shapes if name in masks} | masks
+        ticket = Ticket(shapes, bits) if shapes or masks else None
+        artefact = Artefact(vectors, card, ticket, values or None, head or None)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     if backbone is not None:
         check_base(path, artefact, backbone)
     return artefact
 
 
 def describe(path: str | Path) -> str:
-    """Return a saved prompt's card as a short markdown page; raises InputError as `load` does."""
+    """Return a saved artefact's card as a short markdown page; raises InputError as `load` does."""
     return str(load(path))
 
 
-def check_base(where: object, artefact: Artefact, backbone: "Backbone") -> None:
-    """Refuse a backbone that the prompt was not trained on; say so where no hash tells.
+@contextlib.contextmanager
+def apply(artefact: Artefact, encoder: "Encoder") -> Iterator[Tensor | None]:
+    """Put head and ticket on an encoder, frozen, and give the prompt's vectors on its device.
 
-    Raises InputError with the hash expected and found, or the two widths.
+    Leaving the block gives the encoder back to the bit. Raises InputError for another base model,
+    for weights that are not those loaded, as under another ticket, and for a mask without values.
     """
-    base, width = artefact.card.base, artefact.vectors.shape[1]
+    if artefact.ticket is not None and artefact.values is None:
+        raise InputError("this ticket has no values, only a mask: there is nothing to put on")
+    check_base("to apply", artefact, encoder)
+    _check_untouched(encoder)
+    ticket, values = artefact.ticket or Ticket({}, {}), artefact.values or {}
+    with _wearing_head(encoder, artefact), MaskedWeights(encoder.model, ticket, values):
+        encoder.model.requires_grad_(False)
+        yield None if artefact.vectors is None else artefact.vectors.to(encoder.device)
+
+
+@contextlib.contextmanager
+def _wearing_head(encoder: "Encoder", artefact: Artefact) -> Iterator[None]:
+    if artefact.head is None:
+        yield
+        return
+    model, mark, kept = encoder.model, encoder.mlm_head, _head_of(encoder)
+    try:
+        model.load_state_dict(artefact.head, strict=False)
+        model.config.mlm_head = artefact.card.base["mlm_head"]
+        yield
+    finally:
+        model.load_state_dict(kept, strict=False)
+        model.config.mlm_head = mark
+
+
+def _head_of(encoder: "Encoder") -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in encoders.head(encoder.model).items()}
+
+
+def check_base(where: object, artefact: Artefact, backbone: "Backbone | Encoder") -> None:
+    """Refuse a backbone that this was not trained on; say so where no hash tells.
+
+    Raises InputError with the hash expected and found, or the two widths or shapes.
+    """
+    base = artefact.card.base
     if base["sha256"] is None:
         print(
-            f"prompt {where}: made for base model {base['name']!r}, hash unknown; "
+            f"artefact {where}: made for base model {base['name']!r}, hash unknown; "
             f"not checked that {backbone.name!r} has the same weights"
         )
     elif base["sha256"] != backbone.sha256:
         raise InputError(
-            f"prompt {where} belongs to base model {base['name']!r} (expected sha256 "
+            f"artefact {where} belongs to base model {base['name']!r} (expected sha256 "
             f"{base['sha256']}); {backbone.name!r} is another (found sha256 {backbone.sha256})"
         )
-    if width != backbone.width:
+    name, needs = backbone.name, backbone.width
+    if artefact.vectors is not None and (width := artefact.vectors.shape[1]) != needs:
+        raise InputError(f"artefact {where} has vectors of width {width}; {name!r} needs {needs}")
+    if artefact.ticket is not None:
+        artefact.ticket.of(backbone.model)
+    if artefact.head is not None:
+        heads = (encoders.head(backbone.model), artefact.head)
+        own, given = ({n: x.shape for n, x in head.items()} for head in heads)
+        if own != given:
+            raise InputError(f"artefact {where} has another head than {name!r}: {given} {own}")
+
+
+def _check_untouched(encoder: "Encoder") -> None:
+    if encoder.current_sha256() != encoder.sha256:
         raise InputError(
-            f"prompt {where} has vectors of width {width}; {backbone.name!r} needs {backbone.width}"
+            f"the weights of {encoder.name!r} are not those it was loaded with: take off what was "
+            "put on it or trained into it first"
         )
 
 
-def _pack(where: object, name: str, vectors: Tensor, card: Card) -> bytes:
-    """Return a safetensors file's bytes with one tensor and the card."""
-    vectors = _checked(where, vectors.detach().cpu().contiguous())
+def _pack(where: object, tensors: Tensors, card: Card, shapes: Mapping | None = None) -> bytes:
+    """Return a safetensors file's bytes with tensors, the card, and the shapes of a ticket."""
     try:
         text = json.dumps(asdict(card), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: JSON cannot hold this card: {error}") from error
-    return to_bytes({name: vectors}, {"format": "pt", "xlcore_format": FORMAT, "xlcore_card": text})
+    metadata = {"format": "pt", "xlcore_format": FORMAT, "xlcore_card": text}
+    metadata |= {"xlcore_shapes": json.dumps(shapes)} if shapes else {}
+    return to_bytes({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -169,39 +314,47 @@ def _write(path: Path, content: bytes) -> None:
         made.replace(path)
 
 
-def _read(path: Path, name: str, need_card: bool = True) -> tuple[Tensor, Card | None]:
-    """Return a file's one tensor, checked, and its card (None: it has none and needs none)."""
+def _read(path: Path, need_card: bool = True) -> tuple[dict[str, Tensor], Card | None, dict]:
+    """Return a file's tensors, its card (None: has none, needs none), and a ticket's shapes."""
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     try:
         with safe_open(path, framework="pt") as file:
-            card = _card(path, file.metadata() or {})
+            metadata = file.metadata() or {}
+            card, shapes = _card(path, metadata)
             if card is None and need_card:
-                raise InputError(f"{path} has no xlcore card: it is no prompt that xlcore saved")
-            if (names := sorted(file.keys())) != [name]:
-                raise InputError(f"{path} holds the tensors {names}; expected only {name!r}")
-            return _checked(path, file.get_tensor(name).clone()), card
+                raise InputError(f"{path} has no xlcore card: xlcore did not save it")
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, card, shapes
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file, or is cut off: {error}") from error
 
 
-def _card(where: object, metadata: dict[str, str]) -> Card | None:
+def _pop(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Take out the tensors whose names begin so, and return them by what follows."""
+    chosen = [name for name in tensors if name.startswith(start)]
+    return {name.removeprefix(start): tensors.pop(name) for name in chosen}
+
+
+def _card(where: object, metadata: dict[str, str]) -> tuple[Card | None, dict]:
     if "xlcore_card" not in metadata:
-        return None
+        return None, {}
     if (version := metadata.get("xlcore_format")) != FORMAT:
         raise InputError(f"{where} has format version {version!r}; this xlcore reads {FORMAT!r}")
     try:
-        return Card(**json.loads(metadata["xlcore_card"]))
-    except (TypeError, ValueError) as error:
+        shapes = json.loads(metadata.get("xlcore_shapes", "{}"))
+        tuples = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
+        return Card(**json.loads(metadata["xlcore_card"])), tuples
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"the xlcore card of {where} cannot be read: {error}") from error
 
 
-def _checked(where: object, vectors: Tensor) -> Tensor:
+def _check_prompt(vectors: Tensor) -> Tensor:
     if vectors.ndim != 2 or not vectors.is_floating_point() or not vectors.numel():
         found = f"{vectors.dtype} {tuple(vectors.shape)}".removeprefix("torch.")
-        raise InputError(f"{where}: a prompt is floats of shape (n, d), not {found}")
+        raise InputError(f"a prompt is floats of shape (n, d), not {found}")
     if bad := int((~vectors.isfinite()).sum()):
-        raise InputError(f"{where}: {bad} of {vectors.numel()} prompt numbers are not finite")
+        raise InputError(f"{bad} of {vectors.numel()} prompt numbers are not finite")
     return vectors
 
 
@@ -210,9 +363,12 @@ def to_peft(folder: str | Path, artefact: Artefact, backbone: "Backbone") -> Non
 
     PEFT puts its vectors at `inputs_embeds`, so they are lifted by the family's scale. Its scores
     are ours for single and for right-padded texts; in left-padded batches PEFT counts the padding
-    into positions (BLOOM excepted). Raises InputError for a suffix prompt or another base model.
+    into positions (BLOOM excepted). Raises InputError for a suffix prompt, an
+    encoder's prompt, or another base model.
     """
     folder, card = Path(folder), artefact.card
+    if card.base.get("kind") == "encoder":
+        raise InputError("what was trained on an encoder cannot become a PEFT checkpoint here")
     if card.position != "prefix":
         raise InputError(
             f"a {card.position} prompt cannot become a PEFT checkpoint: PEFT puts prompts before "
@@ -227,7 +383,7 @@ def to_peft(folder: str | Path, artefact: Artefact, backbone: "Backbone") -> Non
         num_attention_heads=config.num_attention_heads, prompt_tuning_init="RANDOM",
     )  # fmt: skip
     scale = backbone.family.embedding_scale(backbone.model)
-    content = _pack(folder, PEFT_TENSOR, artefact.vectors * scale, card)
+    content = _pack(folder, {PEFT_TENSOR: artefact.vectors * scale}, card)
     # Without its config, an export that was interrupted is no checkpoint instead of a mixed one.
     (folder / PEFT_CONFIG).unlink(missing_ok=True)
     _write(folder / PEFT_WEIGHTS, content)
@@ -249,7 +405,12 @@ def from_peft(folder: str | Path, backbone: "Backbone") -> Artefact:
         raise InputError(f"{folder} has no readable PEFT {PEFT_CONFIG}: {error!r}") from error
     choose("peft_type", kind, ["PROMPT_TUNING"])
     choose("PEFT task_type", task, ["CAUSAL_LM"])
-    lifted, card = _read(path, PEFT_TENSOR, need_card=False)
+    tensors, card, _ = _read(path, need_card=False)
+    if list(tensors) != [PEFT_TENSOR]:
+        raise InputError(
+            f"{path} holds the tensors {sorted(tensors)}; expected only {PEFT_TENSOR!r}"
+        )
+    lifted = _check_prompt(tensors[PEFT_TENSOR])
     if len(lifted) != (n := config.get("num_virtual_tokens")):
         raise InputError(f"{path} holds {len(lifted)} vectors; its {PEFT_CONFIG} says {n}")
     vectors = lifted.float() / backbone.family.embedding_scale(backbone.model)

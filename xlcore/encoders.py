@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
-from xlcore.backbones import Backbone, Tokens, pad
+from xlcore.backbones import Backbone, Tokens, pad, weights_sha256
 from xlcore.cloze import POSITIONS, Cloze, cloze, insert
 from xlcore.errors import InputError, choose
 
@@ -80,8 +80,18 @@ class Encoder:
     tokenizer: object
     family: Family
 
-    device, dtype, width = Backbone.device, Backbone.dtype, Backbone.width
-    words, sha256 = Backbone.words, Backbone.sha256
+    device, dtype, width, words = Backbone.device, Backbone.dtype, Backbone.width, Backbone.words
+
+    def __post_init__(self) -> None:
+        self.sha256 = self.current_sha256()  # of the weights as loaded, before any training
+
+    def current_sha256(self) -> str:
+        """Return the hash of the weights as they now are, rounded to bfloat16.
+
+        A head that the checkpoint lacks is no part of it: fitted or not, the base is the same.
+        """
+        own = self.model if self.mlm_head == "pretrained" else self.model.base_model
+        return weights_sha256(own, torch.bfloat16)
 
     @property
     def mlm_head(self) -> str:
@@ -168,7 +178,13 @@ def _standing_in(module: nn.Module, forward: Callable) -> Iterator[None]:
             module.forward = before
 
 
-# --- what a loaded model must pass ----------------------------------------------------------------
+# --- the head, and what a loaded model must pass --------------------------------------------------
+
+
+def head(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the head's own parameters, without the word embeddings it may be tied to."""
+    body = {id(p) for p in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in body}
 
 
 def start_head(model: nn.Module, missing: Sequence[str]) -> list[str]:

@@ -5,27 +5,20 @@ LTP section 3; strategies in the terms of Zhou et al. 2019, Deconstructing Lotte
 """
 
 import inspect
-import json
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xlcore.backbones import weights_sha256
 from xlcore.errors import InputError, choose
 
 Tensors = Mapping[str, Tensor]  # parameter name -> tensor, in the model's order
-VALUE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EPS = 1e-8  # a weight that starts at zero has no infinite relative movement
 CHUNK = 1 << 14  # scores looked at together, a multiple of 8: temporaries stay small
 DIGIT = 8  # bits of the threshold that one pass finds, with a histogram of 256 counts
@@ -293,71 +286,3 @@ class Ticket:
 
 def _ones(bits: Tensor) -> int:
     return int(np.bitwise_count(bits.numpy()).sum())
-
-
-def pack(
-    ticket: Ticket, base: dict, values: Tensors | None = None, dtype: str = "float32"
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a ticket for a safetensors file, which may hold more.
-
-    base: name and sha256 of the model (`Backbone.sha256`). values: of active weights, kept in
-    `dtype`; at 20 % active 4.6 (fp32) or 2.6 (bf16) bytes per active weight with the mask. Raises
-    InputError for an unknown dtype, a base without name or sha256, and values that do not fit.
-    """
-    kept = VALUE_DTYPES[choose("dtype of values", dtype, VALUE_DTYPES)]
-    if not (base.get("name") and base.get("sha256")):
-        raise InputError(f"a ticket's base needs name and sha256; given: {base}")
-    tensors = {f"ticket.mask.{name}": bits for name, bits in ticket.bits.items()}
-    if values is not None:
-        values = {name: x.detach().to("cpu", kept) for name, x in values.items()}
-        ticket.check_values(values)
-        tensors |= {f"ticket.values.{name}": x for name, x in values.items()}
-    return tensors, {"xlcore_ticket": json.dumps({"base": base, "shapes": ticket.shapes})}
-
-
-def unpack(where: object, tensors: Tensors, metadata: dict) -> tuple[Ticket, dict | None, dict]:
-    """Return ticket, values (None: mask only) and base; raises InputError as `load` does."""
-    try:
-        about = json.loads(metadata["xlcore_ticket"])
-        base, shapes = about["base"], {name: tuple(s) for name, s in about["shapes"].items()}
-        ticket = Ticket(shapes, {name: tensors[f"ticket.mask.{name}"] for name in shapes})
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{where} holds no ticket that xlcore can read: {error!r}") from error
-    start = "ticket.values."
-    values = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
-    if values:
-        ticket.check_values(values)
-    return ticket, values or None, base
-
-
-def save(path: str | Path, ticket: Ticket, base: dict, values: Tensors | None = None,
-         dtype: str = "float32") -> None:  # fmt: skip
-    """Write one safetensors file, all at once or not at all; arguments and errors as `pack`."""
-    path = Path(path)
-    tensors, metadata = pack(ticket, base, values, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as temporary:
-        save_file(tensors, made := Path(temporary) / path.name, metadata | {"format": "pt"})
-        made.replace(path)
-
-
-def load(path: str | Path, model: nn.Module | None = None) -> tuple[Ticket, dict | None]:
-    """Read ticket and values (None: mask only); with a model, only if they were made for it.
-
-    Raises InputError for a file that is missing, broken or without a ticket, and for a model of
-    other parameters, or of other weights (sha256 in bfloat16).
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            ticket, values, base = unpack(path, tensors, file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is missing or no safetensors file: {error}") from error
-    if model is not None:
-        ticket.of(model)
-        if (found := weights_sha256(model, torch.bfloat16)) != base["sha256"]:
-            raise InputError(
-                f"ticket {path} belongs to base model {base['name']!r} (expected sha256 "
-                f"{base['sha256']}); this model is another (found sha256 {found})"
-            )
-    return ticket, values
