@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import chain, count, islice
@@ -25,7 +24,7 @@ from transformers import get_linear_schedule_with_warmup
 from xlcore import tickets
 from xlcore.backbones import Tokens
 from xlcore.data import SOURCES, USE_A_DIRECTORY, embedded_folder
-from xlcore.encoders import Encoder
+from xlcore.encoders import Encoder, moving
 from xlcore.errors import InputError, choose
 from xlcore.hub import cached_only, hub_available, no_hub
 from xlcore.languages import Language, resolve
@@ -238,7 +237,7 @@ def fit_head(encoder: Encoder, blocks: Blocks, settings: Settings = HEAD) -> lis
     tied, stay to the bit. Raises InputError if there is a head, or the weights are not in fp32.
     """
     _check(encoder, settings, "missing")
-    with _moving(encoder.model, head := _head(encoder.model)) as kept:
+    with moving(encoder.model, head := _head(encoder.model)) as kept:
         history = _learn(encoder, blocks, settings, head)
         kept.update({p: p.detach().clone() for p in head})
     encoder.model.config.mlm_head = "fitted"
@@ -258,7 +257,7 @@ def mine(
     chosen = tickets.parameters(encoder.model, scope)
     _check(encoder, settings, "fitted", "pretrained")
     moved = [*chosen.values(), *_head(encoder.model)]
-    with _moving(encoder.model, moved) as kept:
+    with moving(encoder.model, moved) as kept:
         history = _learn(encoder, blocks, settings, moved)
         end = {name: p.detach().to("cpu", copy=True) for name, p in chosen.items()}
     start = {name: kept[p].to("cpu") for name, p in chosen.items()}
@@ -282,7 +281,7 @@ def gradients(
     words = _words(encoder, blocks, settings)
     rows = torch.cat(epoch_batches(blocks.train, settings.seed, 1, settings))[:examples]
     mean, square = ({n: torch.zeros(p.shape) for n, p in chosen.items()} for _ in range(2))
-    with _moving(encoder.model, list(chosen.values())):
+    with moving(encoder.model, list(chosen.values())):
         for row in tqdm(rows.split(1), unit="block", leave=False):
             _loss(encoder, blocks, row, settings, words, 1)
             for name, p in chosen.items():
@@ -309,24 +308,6 @@ def _head(model: nn.Module) -> list[nn.Parameter]:
     """Return the head's own parameters, without the word embeddings it may be tied to."""
     body = {id(p) for p in model.base_model.parameters()}
     return [p for p in model.parameters() if id(p) not in body]
-
-
-@contextlib.contextmanager
-def _moving(model: nn.Module, moved: list[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Let these parameters alone be trained, then give them the values kept in the dictionary."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    kept = {p: p.detach().clone() for p in moved}
-    model.requires_grad_(False).zero_grad()
-    for p in moved:
-        p.requires_grad_()
-    try:
-        yield kept
-    finally:
-        model.zero_grad()
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        for p, values in kept.items():
-            p.data.copy_(values)
 
 
 def _words(encoder: Encoder, blocks: Blocks, settings: Settings) -> Tensor | None:
