@@ -292,6 +292,13 @@ def gradients(
 
 
 def _check(encoder: Encoder, settings: Settings, *heads: str) -> None:
+    check_ready(encoder, *heads)
+    if wrong := [w for w in settings.label_words if not 0 <= w < encoder.words]:
+        raise InputError(f"label words {wrong} are no ids from 0 to {encoder.words - 1}")
+
+
+def check_ready(encoder: Encoder, *heads: str) -> None:
+    """Raise InputError unless the encoder's head is one of these, and its weights are in fp32."""
     if encoder.mlm_head not in heads:
         how = "call `fit_head` first" if "fitted" in heads else "there is nothing to fit"
         raise InputError(f"the MLM head of {encoder.name} is {encoder.mlm_head}: {how}")
@@ -300,8 +307,6 @@ def _check(encoder: Encoder, settings: Settings, *heads: str) -> None:
             f"weights of {encoder.name} must be float32, not {encoder.dtype}, in which small steps "
             "are rounded away; `mixed` multiplies in bfloat16"
         )
-    if wrong := [w for w in settings.label_words if not 0 <= w < encoder.words]:
-        raise InputError(f"label words {wrong} are no ids from 0 to {encoder.words - 1}")
 
 
 def _head(model: nn.Module) -> list[nn.Parameter]:
