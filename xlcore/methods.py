@@ -61,8 +61,8 @@ class Settings(training.Settings):
 class Recipe:
     """A method of METHODS, and what it must be told: a broken one cannot be made.
 
-    length: vectors of the soft prompt, or positions of the deep one. ticket: which weights; with
-    `strategy` and `scope` it is named in the rows. scope: what full tuning moves, "all" or "body",
+    length: vectors of the soft prompt, or positions of the deep one. ticket: which weights, by what
+    strategy they were selected, in which scope. scope of full tuning: "all" (default) or "body",
     which leaves out the embedding matrix. language: of the training texts. Raises InputError.
     """
 
@@ -71,7 +71,7 @@ class Recipe:
     length: int = 4
     ticket: Ticket | None = field(default=None, repr=False)
     strategy: str | None = None
-    scope: str = "all"
+    scope: str | None = None
     init: str = "vocabulary"
     reparameterization: str = "none"
     hidden: int = 200
@@ -83,11 +83,12 @@ class Recipe:
         choose("reparameterization", self.reparameterization, REPARAMETERIZATIONS)
         for name in ("length", "hidden"):
             check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
-        if (kind.trains is ticket) != (self.ticket is not None):
-            needs = "needs a ticket" if kind.trains is ticket else "takes no ticket"
-            raise InputError(f"method {self.method!r} {needs}")
+        told = (self.ticket, self.strategy, None if kind.trains is everything else self.scope)
+        if (None in told) if kind.trains is ticket else any(x is not None for x in told):
+            needs = "needs a" if kind.trains is ticket else "takes no"
+            raise InputError(f"method {self.method!r} {needs} ticket, with its strategy and scope")
         if kind.trains is everything:
-            choose("scope", self.scope, SCOPES)
+            choose("scope", self.scope or "all", SCOPES)
 
     @property
     def kind(self) -> "Method":
@@ -217,6 +218,17 @@ class Trained:
     weights: dict[str, Tensor] = field(repr=False)  # all else; a ticket's packed as MaskedWeights
     history: list[dict] = field(repr=False)  # epoch, train_loss, dev_loss, dev_accuracy
     count: int  # how many numbers were trained
+
+    @property
+    def active(self) -> dict:
+        """Return for the rows how many weights of the encoder may move, and which those are."""
+        recipe, trains = self.recipe, self.recipe.kind.trains
+        if kept := recipe.ticket:
+            shares = dict(active=kept.k, active_ratio=kept.k / max(kept.total, 1))
+            return shares | dict(scope=recipe.scope, strategy=recipe.strategy)
+        scope = {everything: recipe.scope or "all", biases: "biases"}.get(trains, "none")
+        moved = sum(w.numel() for w in self.weights.values()) if scope != "none" else 0
+        return dict(active=moved, active_ratio=float(moved > 0), scope=scope, strategy="none")
 
 
 def train(

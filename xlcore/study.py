@@ -306,7 +306,7 @@ def joined(about: Sequence[dict], scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_different(thing: str, values: object) -> None:
-    """Refuse anything but one or more different whole numbers in a list."""
+    """Refuse anything but one or more different values in a list."""
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     if not listed or not values or len(set(values)) < len(values):
-        raise InputError(f"{thing} {values!r} must be a list of one or more different numbers")
+        raise InputError(f"{thing} {values!r} must be a list of one or more different values")
