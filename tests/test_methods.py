@@ -348,16 +348,6 @@ def test_numbers_trained_are_counted(name):
     assert {method: run(name, method).count for method in wanted} == wanted
 
 
-def test_rows_say_which_weights_are_active():
-    found = {m: run("tiny-bert", m).active for m in ("ltp", "fine_tuning", "lora")}
-    k, total = chosen("tiny-bert").k, chosen("tiny-bert").total
-    whole = sum(p.numel() for p in encoder("tiny-bert").model.parameters())
-    names = ("active", "active_ratio", "scope", "strategy")
-    assert [tuple(x[n] for n in names) for x in found.values()] == [
-        (k, k / total, "encoder", "random"), (whole, 1.0, "all", "none"), (0, 0.0, "none", "none"),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ("mlp", "residual_mlp", "lstm"))
 def test_of_a_prompt_encoder_only_its_vectors_are_kept(kind):
     trained = run("tiny-bert", "prompt_only", reparameterization=kind, hidden=7)
@@ -385,7 +375,7 @@ def test_training_leaves_the_global_generator_alone():
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("It rains.", "It rains"), ("Why?!", "Why"), ("天下雨。", "天下雨"), ("क्या वह जाता है।", "क्या वह जाता है"),
+    [("It rains.", "It rains"), ("Why?!", "Why"), ("天下雨。", "天下雨"), ("जाता है।", "जाता है"),
      ("لماذا؟ ", "لماذا"), ("a.b", "a.b"), ("(all) ...", "(all"), ("...", ""), ("", "")],
 )  # fmt: skip
 def test_closing_punctuation_is_stripped(text, wanted):

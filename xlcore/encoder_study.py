@@ -184,23 +184,36 @@ class EncoderStudy(Planned):
     def _about(self, encoder: Encoder, trained: Trained, study: str) -> dict:
         recipe, settings = trained.recipe, self.settings
         prompted = bool(recipe.kind.position)
+        taken = prompted or recipe.kind.trains is methods.deep_prefix
         network = recipe.reparameterization if prompted else "none"
         return dict(
             study=study, task=self.data.task.name, data=self.data.name,
             backbone=self.checkpoint.name, mlm_head=encoder.mlm_head, method=recipe.method,
             seed=recipe.seed, shots=self.draws[recipe.language][0].shots,
-            train_language=recipe.language, length=recipe.tokens, template=recipe.kind.template,
+            train_language=recipe.language, length=recipe.length if taken else 0, template=recipe.kind.template,
             position=recipe.kind.position or "none", init=recipe.init if prompted else "none",
             reparameterization=network, hidden=recipe.hidden if network != "none" else 0,
             trained=trained.count, loss=settings.loss, epochs=settings.epochs,
             learning_rate=self.rates[recipe.method], prompt_rate=settings.prompt_rate,
-            selection=self.selection,
-        ) | trained.active  # fmt: skip
+            selection=self.selection, **_active(trained),
+        )  # fmt: skip
 
     def facts(self, backbone: Encoder) -> dict:
         """Return what a manifest must say of the data and the encoder, its head included."""
         facts = super().facts(backbone)
         return facts | dict(backbone=facts["backbone"] | dict(mlm_head=backbone.mlm_head))
+
+
+def _active(trained: Trained) -> dict:
+    """Return how many of the encoder's weights may move, and which those are."""
+    recipe, trains = trained.recipe, trained.recipe.kind.trains
+    if kept := recipe.ticket:
+        shares = dict(active=kept.k, active_ratio=kept.k / max(kept.total, 1))
+        return shares | dict(scope=recipe.scope, strategy=recipe.strategy)
+    scopes = {methods.everything: recipe.scope or "all", methods.biases: "biases"}
+    scope = scopes.get(trains, "none")
+    moved = sum(w.numel() for w in trained.weights.values()) if trains in scopes else 0
+    return dict(active=moved, active_ratio=float(moved > 0), scope=scope, strategy="none")
 
 
 def _rates(

@@ -21,14 +21,8 @@ from xlcore.encoders import KEYED, Encoder, moving
 from xlcore.errors import InputError, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
-from xlcore.prompts import (
-    INITS,
-    REPARAMETERIZATIONS,
-    Reparameterization,
-    SoftPrompt,
-    Verbalizer,
-    initialize,
-)
+from xlcore.prompts import INITS, REPARAMETERIZATIONS, Reparameterization, SoftPrompt, Verbalizer
+from xlcore.prompts import initialize as start_vectors
 from xlcore.tickets import Ticket, named
 from xlcore.training import Labelled, TrainingDiverged, check_number
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
@@ -93,11 +87,6 @@ class Recipe:
     @property
     def kind(self) -> "Method":
         return METHODS[self.method]
-
-    @property
-    def tokens(self) -> int:
-        """Positions of the input that the method itself takes."""
-        return self.length if self.kind.position or self.kind.trains is deep_prefix else 0
 
 
 @dataclass
@@ -219,17 +208,6 @@ class Trained:
     history: list[dict] = field(repr=False)  # epoch, train_loss, dev_loss, dev_accuracy
     count: int  # how many numbers were trained
 
-    @property
-    def active(self) -> dict:
-        """Return for the rows how many weights of the encoder may move, and which those are."""
-        recipe, trains = self.recipe, self.recipe.kind.trains
-        if kept := recipe.ticket:
-            shares = dict(active=kept.k, active_ratio=kept.k / max(kept.total, 1))
-            return shares | dict(scope=recipe.scope, strategy=recipe.strategy)
-        scope = {everything: recipe.scope or "all", biases: "biases"}.get(trains, "none")
-        moved = sum(w.numel() for w in self.weights.values()) if scope != "none" else 0
-        return dict(active=moved, active_ratio=float(moved > 0), scope=scope, strategy="none")
-
 
 def train(
     encoder: Encoder, recipe: Recipe, learn: Labelled, dev: Labelled, verbalizer: Verbalizer,
@@ -292,7 +270,7 @@ def _prompt(encoder: Encoder, recipe: Recipe, verbalizer: Verbalizer) -> SoftPro
     network, kind = None, recipe.reparameterization
     if kind != "none":
         network = Reparameterization(kind, encoder.width, recipe.hidden, recipe.seed, False)
-    start = initialize(encoder, recipe.length, recipe.seed, recipe.init, verbalizer.ids)
+    start = start_vectors(encoder, recipe.length, recipe.seed, recipe.init, verbalizer.ids)
     return SoftPrompt(start, recipe.kind.position, recipe.method, network).to(encoder.device)
 
 
