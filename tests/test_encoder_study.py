@@ -213,12 +213,13 @@ def test_rows_have_their_columns_and_can_be_written(done):
 
 
 def test_rows_say_which_weights_are_active(done):
-    study, model, rows = done
+    _, model, rows = done
     whole = sum(p.numel() for p in model.model.parameters())
     bias = sum(p.numel() for n, p in model.model.named_parameters() if n.endswith(".bias"))
     total = sum(p.numel() for p in tickets.parameters(model.model).values())
     names = ["active", "active_ratio", "scope", "strategy", "length"]
-    assert {m: tuple(rows[m][names].iloc[0]) for m in ("ltp", "dp", "bitfit", "lora", "sp")} == dict(
+    found = {m: tuple(rows[m][names].iloc[0]) for m in ("ltp", "dp", "bitfit", "lora", "sp")}
+    assert found == dict(
         ltp=(300, 300 / total, "encoder", "random", 4), dp=(whole, 1.0, "all", "none", 0),
         bitfit=(bias, 1.0, "biases", "none", 0), lora=(0, 0.0, "none", "none", 0),
         sp=(whole, 1.0, "all", "none", 4),

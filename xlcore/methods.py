@@ -4,10 +4,9 @@ Takes a draw of clozes, leaves the encoder as it was and gives back only what wa
 LTP section 3 and its baselines (arXiv 2404.01242); templates of Zhao & Schuetze 2021.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xlcore import evaluation, training
+from xlcore import evaluation, prompts, training
 from xlcore.cloze import Cloze
 from xlcore.encoders import KEYED, Encoder, moving
 from xlcore.errors import InputError, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
-from xlcore.prompts import INITS, REPARAMETERIZATIONS, Reparameterization, SoftPrompt, Verbalizer
-from xlcore.prompts import initialize as start_vectors
+from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
 from xlcore.training import Labelled, TrainingDiverged, check_number
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
@@ -73,8 +71,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         kind = METHODS[choose("method", self.method, METHODS)]
-        choose("init", self.init, INITS)
-        choose("reparameterization", self.reparameterization, REPARAMETERIZATIONS)
+        choose("init", self.init, prompts.INITS)
+        choose("reparameterization", self.reparameterization, prompts.REPARAMETERIZATIONS)
         for name in ("length", "hidden"):
             check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
         told = (self.ticket, self.strategy, None if kind.trains is everything else self.scope)
@@ -112,14 +110,14 @@ class Moved:
 # --- what is trained: each freezes all else, and puts the encoder back when its block is left -----
 
 
-@contextlib.contextmanager
+@contextmanager
 def nothing(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train no weight of the encoder."""
     with moving(encoder.model, []):
         yield Moved({})
 
 
-@contextlib.contextmanager
+@contextmanager
 def everything(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train all weights of encoder and head; the scope "body" leaves out the embedding matrix."""
     model = encoder.model
@@ -130,7 +128,7 @@ def everything(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
         yield Moved(chosen)
 
 
-@contextlib.contextmanager
+@contextmanager
 def biases(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train all biases of encoder and head (BitFit, Ben Zaken et al. 2022)."""
     chosen = {name: p for name, p in named(encoder.model).items() if name.endswith("bias")}
@@ -138,14 +136,14 @@ def biases(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
         yield Moved(chosen)
 
 
-@contextlib.contextmanager
+@contextmanager
 def ticket(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train the ticket's weights (LTP section 3)."""
     with moving(encoder.model, []), MaskedWeights(encoder.model, recipe.ticket) as weights:
         yield Moved(weights.named_parameters(), weights.write)
 
 
-@contextlib.contextmanager
+@contextmanager
 def lora(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train low-rank updates of all linear layers (Hu et al. 2022), by PEFT."""
     with moving(encoder.model, []):
@@ -156,7 +154,7 @@ def lora(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
             layers.unload()
 
 
-@contextlib.contextmanager
+@contextmanager
 def deep_prefix(encoder: Encoder, recipe: Recipe) -> Iterator[Moved]:
     """Train keys and values before the text in every layer (Liu et al. 2022, P-tuning v2)."""
     config = encoder.model.config
@@ -240,7 +238,7 @@ def train(
         return Trained(recipe, vectors, moved.values(), history, count)
 
 
-@contextlib.contextmanager
+@contextmanager
 def applied(encoder: Encoder, trained: Trained) -> Iterator[Reader]:
     """Put what was trained on the encoder for a block; yields what reads its mask states (B, d)."""
     recipe = trained.recipe
@@ -269,8 +267,8 @@ def _prompt(encoder: Encoder, recipe: Recipe, verbalizer: Verbalizer) -> SoftPro
         return None
     network, kind = None, recipe.reparameterization
     if kind != "none":
-        network = Reparameterization(kind, encoder.width, recipe.hidden, recipe.seed, False)
-    start = start_vectors(encoder, recipe.length, recipe.seed, recipe.init, verbalizer.ids)
+        network = prompts.Reparameterization(kind, encoder.width, recipe.hidden, recipe.seed, False)
+    start = prompts.initialize(encoder, recipe.length, recipe.seed, recipe.init, verbalizer.ids)
     return SoftPrompt(start, recipe.kind.position, recipe.method, network).to(encoder.device)
 
 
@@ -282,11 +280,9 @@ def _reader(encoder, recipe: Recipe, moved: Moved, vectors: Callable) -> Reader:
 
 def _check(recipe: Recipe, settings: Settings, loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
-        rates = f"learning rate ({settings.learning_rate:g}; prompt: {settings.prompt_rate:g})"
-        what = f"{recipe.method}, seed {recipe.seed}"
-        raise TrainingDiverged(
-            f"the loss of {what}, is not finite in epoch {epoch}; lower the {rates}"
-        )
+        what = f"the loss of {recipe.method}, seed {recipe.seed}, is not finite in epoch {epoch}"
+        rates = f"({settings.learning_rate:g}; prompt: {settings.prompt_rate:g})"
+        raise TrainingDiverged(f"{what}; lower the learning rate {rates}")
 
 
 def _measure(
