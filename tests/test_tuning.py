@@ -147,9 +147,7 @@ def test_a_prefix_of_real_tokens_keys_and_values_is_those_tokens(name, side):
     one.encoder.embedding.weight.data = flat.permute(3, 0, 1, 2, 4).reshape(3, -1)
     with torch.no_grad():
         found = backbone.logits(one.states(backbone, pad(ids, "cpu", side)))[:, 0]
-        plain = [
-            backbone.model(input_ids=torch.tensor([front + row])).logits[0, -1] for row in ids
-        ]
+        plain = [backbone.model(input_ids=torch.tensor([front + row])).logits[0, -1] for row in ids]
     assert torch.allclose(found, torch.stack(plain), atol=1e-4)
 
 

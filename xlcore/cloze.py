@@ -4,6 +4,7 @@ Between texts and `encoders`: needs a tokenizer only, so it can be checked befor
 Templates and positions of Zhao & Schuetze 2021 (DP, SP, MP); LTP puts the prompt in front.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -15,6 +16,12 @@ from xlcore.backbones import Tokens, pad
 from xlcore.errors import InputError, choose
 
 POSITIONS = ("prefix", "infix", "suffix")
+TEMPLATES = {
+    "plain": "{premise} . {hypothesis} ? {mask} .",
+    "question": "{premise} . Question: {hypothesis} ? Answer: {mask} .",
+    "soft": "{premise} . {hypothesis} ?{soft} {mask} .",
+    "soft_question": "{premise} . Question: {hypothesis} ?{soft} Answer: {mask} .",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,14 @@ def cloze(
         places.append([sum(c < mark for c in columns) for mark in _marks(encoding, spans)])
     tokens, found = pad(ids, device, padding), torch.tensor(places, device=device)
     return Cloze(tokens.ids, tokens.mask, found[:, 0], found[:, 1:])
+
+
+def strip(text: str) -> str:
+    """Return a text without the spaces and punctuation at its end, in whatever script."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or unicodedata.category(text[end - 1])[0] == "P"):
+        end -= 1
+    return text[:end]
 
 
 def _fill(template: str, row: Mapping[str, str], mask: str) -> tuple[str, dict]:

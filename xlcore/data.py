@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -121,17 +121,18 @@ def load(
     languages: Iterable[str] | str = "all",
     source: str | Path = "auto",
     *,
-    train_languages: Iterable[str] = ("eng",),
+    train_languages: Iterable[str] | str = ("eng",),
     hub_id: str | None = None,
     data: str | None = None,
     train_data: str | None = None,
 ) -> TaskData:
     """Load a task's test split in `languages`, train and dev in `train_languages`.
 
-    "all" means every language of the source. `source` is "embedded", "directory" (the folder in
-    XLCORE_DATA), "hub", a folder in the layout of XLCORE_DATA, or "auto": directory if XLCORE_DATA
-    is set, else embedded. `hub_id` replaces the Hub id, also by a local folder in the Hub's layout.
-    `data` and `train_data` name a corpus of the task other than its usual one. Prints one line.
+    "all" means every language of the source, and to train in, every one that is tested. `source`
+    is "embedded", "directory" (the folder in XLCORE_DATA), "hub", a folder in the layout of
+    XLCORE_DATA, or "auto": directory if XLCORE_DATA is set, else embedded. `hub_id` replaces the
+    Hub id, also by a local folder in the Hub's layout. `data` and `train_data` name a corpus of the
+    task other than its usual one. Prints one line.
     Raises InputError for anything missing, altered or malformed, and where a train or dev example
     known by its row only is a test example too.
     """
@@ -140,7 +141,7 @@ def load(
     corpus = _test_corpus(chosen, kind, data)
     covered = _covered(corpus, kind, folder)
     tested = resolve_all(covered if languages == "all" else languages)
-    trained = resolve_all(train_languages)
+    trained = tested if train_languages == "all" else resolve_all(train_languages)
     fit = _fit_corpus(chosen, kind, corpus, trained, train_data)
     wanted = [(fit, x, split) for x in trained for split in FITTING if split in fit.rows]
     wanted += [(corpus, x, "test") for x in tested]
@@ -408,6 +409,22 @@ def _check_parallel(frame: pd.DataFrame) -> None:
                 f"split {split!r} is not parallel: index_id {row.name} is {row.iloc[0]!r} in "
                 f"{row.index[0]} and {row[other]!r} in {other} ({len(bad)} such rows)"
             )
+
+
+def fewer_tests(data: TaskData, number: int, seed: int = 0) -> TaskData:
+    """Return the data with at most `number` test examples a language, their labels in balance.
+
+    Ids and labels decide, so parallel languages keep the same examples. Raises InputError for a
+    number that is not whole or below 1.
+    """
+    number, seed = _whole("number of test examples", number, least=1), _whole("seed", seed, least=0)
+    kept = [data.frame[data.frame.split != "test"]]
+    for language in data.languages:
+        rows = data.examples(language, "test")
+        shuffled = rows.iloc[np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))]
+        rank = shuffled.groupby("label").cumcount()  # the first of each label, then the second, ...
+        kept.append(rows.loc[rank.sort_values(kind="stable").index[:number]])
+    return replace(data, frame=pd.concat(kept))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from xlcore.backbones import Backbone, Tokens, pad, weights_sha256
+from xlcore.backbones import Backbone, Tokens, additive, pad, weights_sha256
 from xlcore.cloze import POSITIONS, Cloze, cloze, insert
 from xlcore.errors import InputError, choose
 
@@ -52,6 +53,8 @@ class XLMR(Family):
 
 
 FAMILIES = (Bert(), XLMR())
+# Those whose every layer takes keys and values beside its own, in transformers.
+KEYED = ("bert", "xlm-roberta", "xlm-roberta-xl", "roberta", "camembert")
 
 
 def family_of(model_type: str) -> Family:
@@ -116,21 +119,23 @@ class Encoder:
         return self._run(self.word_vectors(tokens.ids), tokens.mask)
 
     def mask_states(
-        self, tokens: Cloze, vectors: Tensor | None = None, position: str = "prefix"
-    ) -> Tensor:
+        self, tokens: Cloze, vectors: Tensor | None = None, position: str = "prefix",
+        keys: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the hidden state at each row's mask token, (B, d).
 
         vectors: (n, d), or (B, n, d) where each row has a prompt of its own, or None. A prefix
         stands behind the opening token, an infix at the template's {soft} or right before the
-        mask, a suffix before the closing token. Raises InputError for an unknown position, or if
-        text and prompt exceed the context.
+        mask, a suffix before the closing token. keys: keys and values (L, 2, H, n, d_h) that all
+        tokens of a layer see beside their own, and which take the first n positions (KEYED models
+        only). Raises InputError for an unknown position, or if all this exceeds the context.
         """
         slot = tokens.slots[:, POSITIONS.index(choose("prompt position", position, POSITIONS))]
         embeds, mask, label = self.word_vectors(tokens.ids), tokens.mask, tokens.label
         if vectors is not None:
             embeds, mask = insert(embeds, mask, vectors.to(embeds.dtype), slot)
             label = label + vectors.shape[-2] * (slot <= label)
-        hidden = self._run(embeds, mask)  # (B, T + n, d)
+        hidden = self._run(embeds, mask, keys)  # (B, T + n, d)
         column = mask.long().argmax(1) + label  # (B,) the first real token's column and on
         return hidden[torch.arange(len(column), device=column.device), column]
 
@@ -152,16 +157,24 @@ class Encoder:
         with _standing_in(self.model.base_model, encoded), _standing_in(decoder, rows):
             return self.model().logits.float()
 
-    def _run(self, embeds: Tensor, mask: Tensor) -> Tensor:
+    def _run(self, embeds: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
         """Run the encoder with positions that count real tokens, whichever side is padded."""
+        n = 0 if keys is None else keys.shape[-2]
         room = context(self.model.config, self.family)
-        if room and mask.shape[1] > room:
+        if room and n + mask.shape[1] > room:
             raise InputError(
-                f"{mask.shape[1]} tokens are longer than the context of {self.name}; allowed: up "
-                f"to {room}"
+                f"{n + mask.shape[1]} tokens are longer than the context of {self.name}; allowed: "
+                f"up to {room}"
             )
-        positions = Tokens(mask, mask).positions + self.family.first_position(self.model.config)
-        given = dict(attention_mask=mask.long(), position_ids=positions)
+        first = n + self.family.first_position(self.model.config)
+        given = dict(attention_mask=mask.long(), position_ids=Tokens(mask, mask).positions + first)
+        if keys is not None:
+            B = len(mask)
+            seen = torch.cat([mask.new_ones(B, n), mask], 1)[:, None, None]  # (B, 1, 1, n + T)
+            pairs = [(k.expand(B, *k.shape), v.expand(B, *v.shape)) for k, v in keys]
+            # A mask of four dimensions is taken as it is: transformers would count T keys only.
+            given |= dict(attention_mask=additive(seen, embeds.dtype))
+            given |= dict(past_key_values=DynamicCache(pairs))
         return self.model.base_model(inputs_embeds=embeds, **given).last_hidden_state
 
 
@@ -178,13 +191,34 @@ def _standing_in(module: nn.Module, forward: Callable) -> Iterator[None]:
             module.forward = before
 
 
-# --- the head, and what a loaded model must pass --------------------------------------------------
-
-
 def head(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the head's own parameters, without the word embeddings it may be tied to."""
     body = {id(p) for p in model.base_model.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) not in body}
+
+
+@contextlib.contextmanager
+def moving(model: nn.Module, moved: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """Let these parameters alone be trained in a block, then put their values back, to the bit.
+
+    Yields the values to put back, which a caller may replace.
+    """
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    kept = {p: p.detach().clone() for p in moved}
+    model.requires_grad_(False).zero_grad()
+    for p in moved:
+        p.requires_grad_()
+    try:
+        yield kept
+    finally:
+        model.zero_grad()
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for p, values in kept.items():
+            p.data.copy_(values)
+
+
+# --- what a loaded model must pass ----------------------------------------------------------------
 
 
 def start_head(model: nn.Module, missing: Sequence[str]) -> list[str]:

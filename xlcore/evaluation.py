@@ -89,27 +89,27 @@ def evaluate(
     share one pass over its texts.
     """
 
-    def read(texts: Sequence[str]) -> Tensor:
-        return score(backbone, prompts, texts, verbalizer, position, max_length)
+    def read(rows: pd.DataFrame) -> Tensor:
+        return score(backbone, prompts, rows.text, verbalizer, position, max_length)
 
     return measure(read, data, verbalizer, languages, progress)
 
 
 def measure(
-    read: Callable[[Sequence[str]], Tensor],
+    read: Callable[[pd.DataFrame], Tensor],
     data: TaskData,
     verbalizer: Verbalizer,
     languages: Iterable[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Return the rows of `evaluate` for anything that turns texts into scores (P, N, K)."""
+    """Return the rows of `evaluate` for anything that turns test rows into scores (P, N, K)."""
     codes = [data.code(x) for x in languages or [x.iso639_3 for x in data.languages]]
     rows = []
     for code in (bar := tqdm(codes, unit="language", disable=not progress, leave=False)):
         bar.set_postfix_str(code)
         test = data.examples(code, "test")
         gold = verbalizer.index(test.label).numpy()
-        for p, predicted in enumerate(read(test.text).argmax(-1).numpy()):
+        for p, predicted in enumerate(read(test).argmax(-1).numpy()):
             f1 = macro_f1(gold, predicted, len(verbalizer.labels))
             rows += [(p, code, "accuracy", accuracy(gold, predicted)), (p, code, "macro_f1", f1)]
     return pd.DataFrame(rows, columns=["prompt", "language", "metric", "value"])

@@ -99,6 +99,10 @@ class MaskedWeights:
         """Return the packed weights (active,) of each tensor that has any, for an optimizer."""
         return [part.packed for part in self._parts.values() if len(part.index)]
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the packed weights (active,) of all tensors by name, those without any too."""
+        return {name: part.packed for name, part in self._parts.items()}
+
     def values(self) -> dict[str, Tensor]:
         """Return copies of the active weights (active,) by parameter name, in fp32."""
         return {name: part.packed.detach().clone() for name, part in self._parts.items()}

@@ -4,9 +4,7 @@ Stands between `encoders` and `tickets`; the encoder itself is left at its origi
 LTP section 3: a ticket's weights are those that this phase changes the most.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import chain, count, islice
@@ -20,7 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from xlcore import tickets
 from xlcore.backbones import Tokens
-from xlcore.encoders import Encoder, head
+from xlcore.encoders import Encoder, head, moving
 from xlcore.errors import InputError, choose
 from xlcore.prose import Text
 from xlcore.training import HEAD_ROWS, TrainingDiverged, check_number, epoch_batches
@@ -141,7 +139,7 @@ def fit_head(encoder: Encoder, blocks: Blocks, settings: Settings = HEAD) -> lis
     tied, stay to the bit. Raises InputError if there is a head, or the weights are not in fp32.
     """
     _check(encoder, settings, "missing")
-    with _moving(encoder.model, moved := [*head(encoder.model).values()]) as kept:
+    with moving(encoder.model, moved := [*head(encoder.model).values()]) as kept:
         history = _learn(encoder, blocks, settings, moved)
         kept.update({p: p.detach().clone() for p in moved})
     encoder.model.config.mlm_head = "fitted"
@@ -160,7 +158,7 @@ def mine(
     chosen = tickets.parameters(encoder.model, scope)
     _check(encoder, settings, "fitted", "pretrained")
     moved = [*chosen.values(), *head(encoder.model).values()]
-    with _moving(encoder.model, moved) as kept:
+    with moving(encoder.model, moved) as kept:
         history = _learn(encoder, blocks, settings, moved)
         end = {name: p.detach().to("cpu", copy=True) for name, p in chosen.items()}
     start = {name: kept[p].to("cpu") for name, p in chosen.items()}
@@ -184,7 +182,7 @@ def gradients(
     words = _words(encoder, blocks, settings)
     rows = torch.cat(epoch_batches(blocks.train, settings.seed, 1, settings))[:examples]
     mean, square = ({n: torch.zeros(p.shape) for n, p in chosen.items()} for _ in range(2))
-    with _moving(encoder.model, list(chosen.values())):
+    with moving(encoder.model, list(chosen.values())):
         for row in tqdm(rows.split(1), unit="block", leave=False):
             _loss(encoder, blocks, row, settings, words, 1)
             for name, p in chosen.items():
@@ -195,6 +193,13 @@ def gradients(
 
 
 def _check(encoder: Encoder, settings: Settings, *heads: str) -> None:
+    check_ready(encoder, *heads)
+    if wrong := [w for w in settings.label_words if not 0 <= w < encoder.words]:
+        raise InputError(f"label words {wrong} are no ids from 0 to {encoder.words - 1}")
+
+
+def check_ready(encoder: Encoder, *heads: str) -> None:
+    """Raise InputError unless the encoder's head is one of these, and its weights are in fp32."""
     if encoder.mlm_head not in heads:
         how = "call `fit_head` first" if "fitted" in heads else "there is nothing to fit"
         raise InputError(f"the MLM head of {encoder.name} is {encoder.mlm_head}: {how}")
@@ -203,26 +208,6 @@ def _check(encoder: Encoder, settings: Settings, *heads: str) -> None:
             f"weights of {encoder.name} must be float32, not {encoder.dtype}, in which small steps "
             "are rounded away; `mixed` multiplies in bfloat16"
         )
-    if wrong := [w for w in settings.label_words if not 0 <= w < encoder.words]:
-        raise InputError(f"label words {wrong} are no ids from 0 to {encoder.words - 1}")
-
-
-@contextlib.contextmanager
-def _moving(model: nn.Module, moved: list[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Let these parameters alone be trained, then give them the values kept in the dictionary."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    kept = {p: p.detach().clone() for p in moved}
-    model.requires_grad_(False).zero_grad()
-    for p in moved:
-        p.requires_grad_()
-    try:
-        yield kept
-    finally:
-        model.zero_grad()
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        for p, values in kept.items():
-            p.data.copy_(values)
 
 
 def _words(encoder: Encoder, blocks: Blocks, settings: Settings) -> Tensor | None:

@@ -59,7 +59,7 @@ class SoftPrompt(nn.Module):
         network: Reparameterization | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.position = choose("prompt position", position, POSITIONS)
+        self.position = choose("prompt position", position, (*POSITIONS, "infix"))  # see `cloze`
         self.name = name
         self.weight = nn.Parameter(vectors.detach().clone().float())  # (n, d)
         self.network = network

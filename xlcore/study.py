@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import pandas as pd
+from torch import Tensor
 
 from xlcore import checkpoints, evaluation, tuning
 from xlcore.backbones import Backbone, token_ids
@@ -39,8 +40,62 @@ from xlcore.training import (
 SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch's vectors, and `Trained`'s name
 
 
+class Planned:
+    """What every study knows: its checked data and its model, perhaps not yet its weights."""
+
+    data: TaskData
+    checkpoint: Checkpoint
+
+    def references(self, study: str) -> list[dict]:
+        """Return rows that no prompt made, per language: majority accuracy and fertility.
+
+        majority: always answering the test texts' most frequent label, in percent. fertility: the
+        tokenizer's tokens for the test texts, relative to the same texts in English (left out if
+        English is not among the languages). Source: Rust et al. 2021, for fertility.
+        """
+        about = dict(study=study, task=self.data.task.name, data=self.data.name, seed=0, shots=0)
+        tests = {x.iso639_3: self.data.examples(x, "test") for x in self.data.languages}
+        majority = about | dict(backbone="none", method="majority", metric="accuracy")
+        rows = [
+            majority | dict(language=code, value=100 * t.label.value_counts(normalize=True).max())
+            for code, t in tests.items()
+        ]
+        counts = {code: self._tokens(t) for code, t in tests.items()}
+        about |= dict(backbone=self.checkpoint.name, method="tokenizer", metric="fertility")
+        return rows + [
+            about | dict(language=code, value=n / counts["eng"])
+            for code, n in counts.items()
+            if "eng" in counts
+        ]
+
+    def _tokens(self, rows: pd.DataFrame) -> int:
+        """Count the tokens of all texts of some rows."""
+        texts = pd.concat([rows[column] for column in self.data.task.columns])
+        return sum(map(len, token_ids(self.checkpoint.tokenizer, texts, sys.maxsize)))
+
+    def facts(self, backbone: Backbone) -> dict:
+        """Return what a manifest must say of the data and the model."""
+        return dict(
+            data=dict(
+                name=self.data.name, source=self.data.source, sha256=self.data.sha256,
+                description=self.data.describe(),
+            ),
+            backbone=dict(
+                name=self.checkpoint.name, sha256=backbone.sha256, device=str(backbone.device),
+                dtype=str(backbone.dtype).removeprefix("torch."),
+            ),
+        )  # fmt: skip
+
+
+def label_words(checkpoint: Checkpoint, data: TaskData) -> Verbalizer:
+    """Return the label words of the model's family; InputError unless each is one token."""
+    family, words = checkpoint.family, data.task.words
+    given = words.get(family.name, words["default"])
+    return Verbalizer.build(checkpoint.tokenizer, given, family.word_prefix)
+
+
 @dataclass(frozen=True)
-class Study:
+class Study(Planned):
     """A checked plan: the data, the model (not yet its weights), the draws and the settings."""
 
     data: TaskData
@@ -85,11 +140,9 @@ class Study:
         are those of `training.Settings`. Raises InputError for the first choice
         that is not possible: language, data file, shots, model, length, init, label word, ...
         """
-        for name in settings:
-            choose("setting", name, [f.name for f in fields(Settings)])
-        chosen = Settings(**settings)
-        _check_different("seeds", seeds)
-        _check_different("lengths", lengths)
+        chosen = make_settings(Settings, settings)
+        check_different("seeds", seeds)
+        check_different("lengths", lengths)
         length_rates = tuple(replace(chosen, learning_rate=r).learning_rate for r in length_rates)
         if length_rates and len(length_rates) != len(lengths):
             raise InputError(
@@ -104,14 +157,8 @@ class Study:
         data = load(task, languages, source)
         draws = tuple(draw(data, shots, seed) for seed in seeds)
         checkpoint = checkpoints.find(backbone)
-        if checkpoint.context and chosen.max_length > checkpoint.context:
-            raise InputError(
-                f"max_length {chosen.max_length} is longer than the context of {backbone}; "
-                f"allowed: up to {checkpoint.context}"
-            )
-        family = checkpoint.family
-        words = data.task.words.get(family.name, data.task.words["default"])
-        verbalizer = Verbalizer.build(checkpoint.tokenizer, words, family.word_prefix)
+        checkpoint.check_length(chosen.max_length)
+        verbalizer = label_words(checkpoint, data)
         lengths = tuple(lengths)
         return cls(
             data, checkpoint, verbalizer, draws, lengths, chosen, length_rates, init, position,
@@ -178,7 +225,7 @@ class Study:
             position=self.position, max_length=self.settings.max_length,
         )  # fmt: skip
         about = [self._about(job, study) | dict(selection=s) for job in jobs for s in chosen]
-        return _joined(about, scored)
+        return joined(about, scored)
 
     def tune(
         self,
@@ -201,13 +248,16 @@ class Study:
                 self.checkpoint.fresh, backbone, job, method, self.verbalizer, self.settings,
                 scope, selection, progress,
             )  # fmt: skip
-            read = partial(tuned.score, verbalizer=self.verbalizer, max_tokens=self.room)
+            read = partial(self._read, tuned)
             found = evaluation.measure(read, self.data, self.verbalizer, progress=progress)
             about = self._about(job, study) | dict(method=method, trained=tuned.trained)
-            scored.append(_joined([about | dict(selection=selection)], found))
+            scored.append(joined([about | dict(selection=selection)], found))
             losses.append(pd.DataFrame(tuned.history).assign(seed=job.seed))
             del tuned, read
         return pd.concat(scored, ignore_index=True), pd.concat(losses, ignore_index=True)
+
+    def _read(self, tuned: tuning.Tuned, rows: pd.DataFrame) -> Tensor:
+        return tuned.score(rows.text, self.verbalizer, self.room)
 
     def rates(
         self, backbone: Backbone, method: str, rates: Sequence[float], scope: str = "all",
@@ -239,31 +289,6 @@ class Study:
         fresh = self.checkpoint.fresh
         return [tuning.tune(fresh, backbone, job, method, *given).history for job in jobs]
 
-    def references(self, study: str) -> list[dict]:
-        """Return rows that no prompt made, per language: majority accuracy and fertility.
-
-        majority: always answering the test texts' most frequent label, in percent. fertility: the
-        tokenizer's tokens for the test texts, relative to the same texts in English (left out if
-        English is not among the languages). Source: Rust et al. 2021, for fertility.
-        """
-        about = dict(study=study, task=self.data.task.name, data=self.data.name, seed=0, shots=0)
-        tests = {x.iso639_3: self.data.examples(x, "test") for x in self.data.languages}
-        majority = about | dict(backbone="none", method="majority", metric="accuracy")
-        rows = [
-            majority | dict(language=code, value=100 * t.label.value_counts(normalize=True).max())
-            for code, t in tests.items()
-        ]
-        counts = {
-            code: sum(map(len, token_ids(self.checkpoint.tokenizer, t.text, sys.maxsize)))
-            for code, t in tests.items()
-        }
-        about |= dict(backbone=self.checkpoint.name, method="tokenizer", metric="fertility")
-        return rows + [
-            about | dict(language=code, value=n / counts["eng"])
-            for code, n in counts.items()
-            if "eng" in counts
-        ]
-
     def _about(self, job: Job, study: str) -> dict:
         network = job.prompt.network
         return dict(
@@ -277,28 +302,22 @@ class Study:
             epochs=self.settings.epochs, learning_rate=job.rate(self.settings),
         )  # fmt: skip
 
-    def facts(self, backbone: Backbone) -> dict:
-        """Return what a manifest must say of the data and the model."""
-        return dict(
-            data=dict(
-                name=self.data.name, source=self.data.source, sha256=self.data.sha256,
-                description=self.data.describe(),
-            ),
-            backbone=dict(
-                name=self.checkpoint.name, sha256=backbone.sha256, device=str(backbone.device),
-                dtype=str(backbone.dtype).removeprefix("torch."),
-            ),
-        )  # fmt: skip
+
+def make_settings(kind: type[Settings], given: dict) -> Settings:
+    """Return settings of a kind; InputError with the nearest names for one there is not."""
+    for name in given:
+        choose("setting", name, [f.name for f in fields(kind)])
+    return kind(**given)
 
 
-def _joined(about: Sequence[dict], scored: pd.DataFrame) -> pd.DataFrame:
+def joined(about: Sequence[dict], scored: pd.DataFrame) -> pd.DataFrame:
     """Put what is known of each prompt before its scores."""
     facts = pd.DataFrame(about).loc[scored.prompt].reset_index(drop=True)
     return pd.concat([facts, scored.drop(columns="prompt")], axis=1)
 
 
-def _check_different(thing: str, values: object) -> None:
-    """Refuse anything but one or more different whole numbers in a list."""
+def check_different(thing: str, values: object) -> None:
+    """Refuse anything but one or more different values in a list."""
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     if not listed or not values or len(set(values)) < len(values):
-        raise InputError(f"{thing} {values!r} must be a list of one or more different numbers")
+        raise InputError(f"{thing} {values!r} must be a list of one or more different values")

@@ -24,6 +24,33 @@ SCOPES = ("all", "body")  # which weights full tuning moves; body leaves out the
 LORA = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
 
 
+def lora_layers(model: nn.Module, seed: int) -> LoraModel:
+    """Put low-rank updates beside all linear layers of a model, which `unload` takes off again."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LoraModel(model, LoraConfig(**LORA), "default")
+
+
+class DeepPrefix(nn.Module):
+    """Keys and values (L, 2, H, n, d_h) of n positions in every layer, in PEFT's own encoder."""
+
+    def __init__(self, n: int, layers: int, heads: int, width: int, seed: int) -> None:
+        super().__init__()
+        self.shape = (n, layers, 2, heads, width)
+        config = PrefixTuningConfig(
+            num_virtual_tokens=n, num_layers=layers, num_attention_heads=heads,
+            token_dim=heads * width,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = PrefixEncoder(config)
+
+    def forward(self) -> Tensor:
+        place = torch.arange(self.shape[0], device=self.encoder.embedding.weight.device)
+        flat = self.encoder(place)  # (n, L * 2 * H * d_h)
+        return flat.view(self.shape).permute(1, 2, 3, 0, 4)
+
+
 class Method:
     """What a method trains on a backbone of its own, and how it reads a text's label state."""
 
@@ -78,9 +105,7 @@ class LoRA(Method):
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
         super().__init__(backbone, job, max_length, scope)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            self.lora = LoraModel(backbone.model, LoraConfig(**LORA), "default")
+        self.lora = lora_layers(backbone.model, job.seed)
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.lora.parameters() if p.requires_grad]
@@ -96,21 +121,14 @@ class PrefixTuning(Method):
         super().__init__(backbone, job, max_length, scope)
         n, pairs = len(job.prompt), backbone.encode(job.train.tokens.rows([0])).pairs
         _, H, _, width = pairs[0][0].shape
-        config = PrefixTuningConfig(
-            num_virtual_tokens=n, num_layers=len(pairs), num_attention_heads=H, token_dim=H * width
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            self.encoder = PrefixEncoder(config).to(backbone.device)
-        self.shape = (n, len(pairs), 2, H, width)
+        self.prefix = DeepPrefix(n, len(pairs), H, width, job.seed).to(backbone.device)
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.encoder.parameters())
+        return list(self.prefix.parameters())
 
     def states(self, backbone: Backbone, tokens: Tokens) -> Tensor:
-        B, n = len(tokens.ids), self.shape[0]
-        flat = self.encoder(torch.arange(n, device=backbone.device)).to(backbone.dtype)
-        layers = flat.view(self.shape).permute(1, 2, 3, 0, 4)  # (L, 2, H, n, d_h)
+        layers = self.prefix().to(backbone.dtype)  # (L, 2, H, n, d_h)
+        B, n = len(tokens.ids), layers.shape[-2]
         pairs = [(k.expand(B, *k.shape), v.expand(B, *v.shape)) for k, v in layers]
         mask = torch.cat([tokens.mask.new_ones(B, n), tokens.mask], 1)
         seen = causal(Tokens(mask, mask).positions, mask)[:, n:]  # (B, T, n + T)
@@ -184,32 +202,62 @@ def tune(
 
 
 def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
-    """Run all epochs and leave the parameters of the selected one in place."""
+    """Train the method's parameters and no others."""
     parameters = made.parameters()
     for p in made.backbone.model.parameters():
         p.requires_grad_(any(p is moved for moved in parameters))
-    optimizer = torch.optim.AdamW(
-        parameters, job.rate(settings), weight_decay=settings.weight_decay, fused=True
+
+    def measure(side: Labelled, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return _measure(made, side, rows, verbalizer, settings)
+
+    def check(loss: float, epoch: int) -> None:
+        check_finite([job], [loss], epoch, settings)
+
+    groups = [dict(params=parameters, lr=job.rate(settings))]
+    return descend(
+        groups, measure, job.train, job.dev, job.seed, settings, check, selection, progress
     )
-    steps = -(-len(job.train.labels) // settings.batch_size) * settings.epochs
+
+
+def descend(
+    groups: Sequence[dict],
+    measure: Callable[[Labelled, Tensor], tuple[Tensor, Tensor]],
+    train: Labelled,
+    dev: Labelled,
+    seed: int,
+    settings: Settings,
+    check: Callable[[float, int], None],
+    selection: str = "best_dev",
+    progress: bool = True,
+    written: Callable[[], object] = lambda: None,
+) -> list[dict]:
+    """Run all epochs of AdamW and leave the parameters of the selected one in place.
+
+    groups: parameters with their rate. measure: mean loss, with its gradient, and accuracy of some
+    rows. check: raises if the loss of an epoch is not finite. written: is called when parameters
+    have changed. Returns a row an epoch: epoch, train_loss, dev_loss, dev_accuracy.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    steps = -(-len(train.labels) // settings.batch_size) * settings.epochs
     schedule = get_linear_schedule_with_warmup(optimizer, int(settings.warmup * steps), steps)
     history: list[dict] = []
     best: list[Tensor] = []
     for epoch in (bar := tqdm(range(1, settings.epochs + 1), disable=not progress, leave=False)):
         losses = []
-        for rows in epoch_batches(torch.arange(len(job.train.labels)), job.seed, epoch, settings):
+        for rows in epoch_batches(torch.arange(len(train.labels)), seed, epoch, settings):
             optimizer.zero_grad()
-            loss = _measure(made, job.train, rows, verbalizer, settings)[0]
+            loss = measure(train, rows)[0]
             loss.backward()
-            check_finite([job], [loss.item()], epoch, settings)
+            losses.append(loss.item())
+            check(losses[-1], epoch)
             nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
-        row = dict(epoch=epoch, train_loss=sum(losses) / len(losses)) | _dev(
-            made, job, verbalizer, settings
-        )
-        check_finite([job], [row["dev_loss"]], epoch, settings)
+            written()
+        row = dict(epoch=epoch, train_loss=sum(losses) / len(losses))
+        row |= _held_out(measure, dev, settings)
+        check(row["dev_loss"], epoch)
         if selection == "best_dev" and all(row["dev_loss"] < past["dev_loss"] for past in history):
             best = [p.detach().clone() for p in parameters]
         history.append(row)
@@ -218,15 +266,16 @@ def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
         for p, kept in zip(parameters, best or parameters, strict=True):
             p.copy_(kept)
             p.grad = None  # as large as the weights, and not needed to read them
+    written()
     return history
 
 
 @torch.no_grad()
-def _dev(made, job, verbalizer, settings) -> dict[str, float]:
+def _held_out(measure, dev: Labelled, settings: Settings) -> dict[str, float]:
     """Return dev loss and accuracy, averaged over texts."""
-    parts = torch.arange(len(job.dev.labels)).split(settings.batch_size)
-    found = [_measure(made, job.dev, rows, verbalizer, settings) for rows in parts]
-    shares = [len(rows) / len(job.dev.labels) for rows in parts]
+    parts = torch.arange(len(dev.labels)).split(settings.batch_size)
+    found = [measure(dev, rows) for rows in parts]
+    shares = [len(rows) / len(dev.labels) for rows in parts]
     loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
     return dict(dev_loss=loss, dev_accuracy=right)
 

@@ -1,0 +1,243 @@
+"""One few-shot study of methods on an encoder: all checked first, then loaded, trained, scored.
+
+Stands beside `study`, which does the same for prompts on decoders; a notebook needs few lines.
+LTP sections 3 and 4: K examples a class, in English (zero-shot) or in each language (in-language).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pandas as pd
+from torch import Tensor
+
+from xlcore import checkpoints, evaluation, methods
+from xlcore.checkpoints import Checkpoint, choose_device
+from xlcore.cloze import TEMPLATES, cloze, strip
+from xlcore.data import Draw, TaskData, draw, fewer_tests, load
+from xlcore.encoders import KEYED, Encoder
+from xlcore.errors import InputError, choose
+from xlcore.methods import METHODS, SELECTIONS, Recipe, Settings, Trained
+from xlcore.prompts import INITS, REPARAMETERIZATIONS, Verbalizer, check_lengths
+from xlcore.study import Planned, check_different, label_words, make_settings
+from xlcore.tickets import Ticket
+from xlcore.training import Labelled, check_number
+
+IN_LANGUAGE = "in-language"
+
+
+@dataclass(frozen=True)
+class EncoderStudy(Planned):
+    """A checked plan: the data, the encoder (not yet its weights), the draws and the methods."""
+
+    data: TaskData
+    checkpoint: Checkpoint
+    verbalizer: Verbalizer
+    draws: dict[str, tuple[Draw, ...]]  # language to train on -> a draw a seed
+    methods: tuple[str, ...]
+    settings: Settings
+    rates: dict[str, float]  # method -> learning rate of all but its prompt
+    prompt: dict  # length, init, reparameterization, hidden: as `Recipe` has them
+    in_language: bool = False
+    selection: str = "best_dev"
+    device: str = "auto"
+    _tokens_of: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def plan(
+        cls,
+        backbone: str,
+        languages: Iterable[str] | str = "all",
+        source: str = "auto",
+        data: str | None = None,
+        methods: Sequence[str] = tuple(METHODS),
+        shots: int = 16,
+        seeds: Sequence[int] = (1, 2, 3),
+        train_language: str = "eng",
+        test_pairs: int | None = None,
+        length: int = 4,
+        init: str = "vocabulary",
+        reparameterization: str = "none",
+        hidden: int = 200,
+        rates: Mapping[str, float] | None = None,
+        selection: str = "best_dev",
+        device: str = "auto",
+        task: str = "nli",
+        **settings: object,
+    ) -> "EncoderStudy":
+        """Check every choice against the data and the tokenizer, before any weights are loaded.
+
+        train_language: of the training texts in zero-shot transfer, or "in-language", where each
+        language is trained and tested on itself. test_pairs: None for all, or how many a language,
+        the same in all parallel ones. rates: learning rates by method, where they differ from the
+        table's; `settings` are those of `methods.Settings`. Raises InputError for the first choice
+        that is not possible.
+        """
+        chosen = make_settings(Settings, settings)
+        check_different("seeds", seeds)
+        rates = _rates(methods, rates or {}, chosen, "learning_rate" in settings)
+        choose("selection", selection, SELECTIONS)
+        choose("init", init, INITS)
+        choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
+        check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
+        check_lengths([length], chosen.max_length)
+        choose_device(device)
+        own = train_language == IN_LANGUAGE
+        trained = "all" if own else [train_language]
+        loaded = load(task, languages, source, train_languages=trained, data=data)
+        loaded = loaded if test_pairs is None else fewer_tests(loaded, test_pairs)
+        codes = [x.iso639_3 for x in loaded.languages] if own else [loaded.code(train_language)]
+        draws = {x: tuple(draw(loaded, shots, seed, x) for seed in seeds) for x in codes}
+        checkpoint = checkpoints.find(backbone, "encoder")
+        _check_model(checkpoint, methods, loaded, chosen.max_length, length)
+        prompt = dict(
+            length=length, init=init, reparameterization=reparameterization, hidden=hidden
+        )
+        return cls(
+            loaded, checkpoint, label_words(checkpoint, loaded), draws, tuple(methods), chosen,
+            rates, prompt, own, selection, device,
+        )  # fmt: skip
+
+    def load(self) -> Encoder:
+        """Load the weights, in fp32; prints the device chosen."""
+        return self.checkpoint.load(self.device, "float32")
+
+    def train(
+        self,
+        encoder: Encoder,
+        method: str,
+        ticket: Ticket | None = None,
+        strategy: str | None = None,
+        scope: str | None = None,
+        seeds: Sequence[int] | None = None,
+        progress: bool = True,
+    ) -> Iterator[Trained]:
+        """Train a method for every training language and seed, one when it is asked for.
+
+        Only who keeps them holds more than one, so that full tuning stays small. A ticket comes
+        with the strategy and scope it was selected by; full tuning's scope is "all" or "body".
+        seeds: some of the plan's. Raises InputError and TrainingDiverged as `methods.train`.
+        """
+        choose("planned method", method, self.methods)
+        told = dict(ticket=ticket, strategy=strategy, scope=scope) | self.prompt
+        recipes = [
+            (drawn, Recipe(method, drawn.seed, language=code, **told))
+            for code, draws in self.draws.items()
+            for drawn in draws
+            if seeds is None or drawn.seed in seeds
+        ]
+        if not recipes:
+            raise InputError(f"seeds {seeds!r} are none of the plan's")
+        return (self._train(encoder, drawn, recipe, progress) for drawn, recipe in recipes)
+
+    def _train(self, encoder: Encoder, drawn: Draw, recipe: Recipe, progress: bool) -> Trained:
+        sides = [self.labelled(encoder, x, recipe) for x in drawn.texts(self.data, recipe.language)]
+        settings = replace(self.settings, learning_rate=self.rates[recipe.method])
+        return methods.train(
+            encoder, recipe, *sides, self.verbalizer, settings, self.selection, progress
+        )
+
+    def labelled(self, encoder: Encoder, rows: pd.DataFrame, recipe: Recipe) -> Labelled:
+        """Put rows in the method's template; all methods read as much of a text."""
+        room = self.settings.max_length - self.prompt["length"]
+        texts = rows[list(self.data.task.columns)].map(strip).to_dict("records")
+        tokens = encoder.tokenize(TEMPLATES[recipe.kind.template], texts, room)
+        return Labelled(tokens, self.verbalizer.index(rows.label))
+
+    def evaluate(
+        self, encoder: Encoder, trained: Iterable[Trained], study: str, progress: bool = True
+    ) -> pd.DataFrame:
+        """Score what was trained on every language, or on its own; return tidy rows.
+
+        One number a row, with the columns that every result of xlcore has. active: weights of the
+        encoder that may move, active_ratio: their share of those in scope; trained: all numbers
+        that were trained; test_pairs: the test pairs of the language.
+        """
+        counts = self.data.frame.query("split == 'test'").language.value_counts()
+        rows = []
+        for one in trained:
+            about = self._about(encoder, one, study)
+            tested = [one.recipe.language] if self.in_language else None
+            with methods.applied(encoder, one) as read:
+                given = partial(self._scores, encoder, read, one.recipe)
+                found = evaluation.measure(given, self.data, self.verbalizer, tested, progress)
+            for row in found.drop(columns="prompt").to_dict("records"):
+                rows.append(about | row | dict(test_pairs=int(counts[row["language"]])))
+        return pd.DataFrame(rows)
+
+    def _scores(self, encoder: Encoder, read, recipe: Recipe, rows: pd.DataFrame) -> Tensor:
+        """Return the scores (1, N, K) of a language's test rows, tokenized once a template."""
+        key = rows.language.iloc[0], recipe.kind.template
+        if key not in self._tokens_of:
+            self._tokens_of[key] = self.labelled(encoder, rows, recipe).tokens
+        tokens = self._tokens_of[key]
+        return methods.score(encoder, read, tokens, self.verbalizer, self.settings.mixed)[None]
+
+    def losses(self, trained: Trained) -> pd.DataFrame:
+        """Return every epoch's losses, with method, train_language, seed and learning_rate."""
+        recipe = trained.recipe
+        return pd.DataFrame(trained.history).assign(
+            method=recipe.method, train_language=recipe.language, seed=recipe.seed,
+            learning_rate=self.rates[recipe.method],
+        )  # fmt: skip
+
+    def _about(self, encoder: Encoder, trained: Trained, study: str) -> dict:
+        recipe, settings = trained.recipe, self.settings
+        prompted = bool(recipe.kind.position)
+        taken = prompted or recipe.kind.trains is methods.deep_prefix
+        network = recipe.reparameterization if prompted else "none"
+        return dict(
+            study=study, task=self.data.task.name, data=self.data.name,
+            backbone=self.checkpoint.name, mlm_head=encoder.mlm_head, method=recipe.method,
+            seed=recipe.seed, shots=self.draws[recipe.language][0].shots,
+            train_language=recipe.language, length=recipe.length if taken else 0,
+            template=recipe.kind.template,
+            position=recipe.kind.position or "none", init=recipe.init if prompted else "none",
+            reparameterization=network, hidden=recipe.hidden if network != "none" else 0,
+            trained=trained.count, loss=settings.loss, epochs=settings.epochs,
+            learning_rate=self.rates[recipe.method], prompt_rate=settings.prompt_rate,
+            selection=self.selection, **_active(trained),
+        )  # fmt: skip
+
+    def facts(self, backbone: Encoder) -> dict:
+        """Return what a manifest must say of the data and the encoder, its head included."""
+        facts = super().facts(backbone)
+        return facts | dict(backbone=facts["backbone"] | dict(mlm_head=backbone.mlm_head))
+
+
+def _active(trained: Trained) -> dict:
+    """Return how many of the encoder's weights may move, and which those are."""
+    recipe, trains = trained.recipe, trained.recipe.kind.trains
+    if kept := recipe.ticket:
+        shares = dict(active=kept.k, active_ratio=kept.k / max(kept.total, 1))
+        return shares | dict(scope=recipe.scope, strategy=recipe.strategy)
+    scopes = {methods.everything: recipe.scope or "all", methods.biases: "biases"}
+    scope = scopes.get(trains, "none")
+    moved = sum(w.numel() for w in trained.weights.values()) if trains in scopes else 0
+    return dict(active=moved, active_ratio=float(moved > 0), scope=scope, strategy="none")
+
+
+def _rates(
+    chosen: Sequence[str], given: Mapping[str, float], settings: Settings, shared: bool
+) -> dict[str, float]:
+    """Return each method's learning rate: its own, else the settings' one, else the table's."""
+    check_different("methods", chosen)
+    for name in chosen:
+        choose("method", name, METHODS)
+    for name, rate in given.items():
+        choose("method with a rate", name, chosen)
+        replace(settings, learning_rate=rate)  # checked like the settings' own
+    usual = {x: settings.learning_rate if shared else METHODS[x].rate for x in chosen}
+    return usual | dict(given)
+
+
+def _check_model(
+    checkpoint: Checkpoint, chosen: Sequence[str], data: TaskData, max_length: int, length: int
+) -> None:
+    """Refuse texts beyond the context, templates without room, and methods the model lacks."""
+    checkpoint.check_length(max_length)
+    empty = [dict.fromkeys(data.task.columns, "")]
+    for method in chosen:
+        cloze(checkpoint.tokenizer, TEMPLATES[METHODS[method].template], empty, max_length - length)
+        if METHODS[method].trains is methods.deep_prefix:
+            choose("model type with deep prompts", checkpoint.config.model_type, KEYED)
