@@ -66,11 +66,15 @@ for name, (_, manifest) in finished.items():
 rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
 base = claims.BASE | dict(shots=shots, length=length)
 rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
+tickets = rows[rows.study == "winning_tickets"]
+rows = rows.drop(tickets.index)  # another task, with figures of its own
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
 models = {one["name"]: f"{one['name']} ({one['dtype']})" for one in used}  # as captions say
-described = next(iter(finished.values()))[1]["facts"]["data"]["description"]
-data_name = rows.data.iloc[0]
+known = [manifest["facts"]["data"] for _, manifest in finished.values()]
+about_data = {one["name"]: one["description"] for one in known}
+data_name = next(iter(finished.values()))[1]["data"]
+described = about_data[data_name]
 
 
 # %%
@@ -202,7 +206,28 @@ for backbone, part in others.groupby("backbone") if len(others) else ():
     keep(figure, f"{backbone.split('/')[-1]}-ledger")
 
 # %% [markdown]
-# ## 8. The claims
+# ## 8. Winning tickets
+#
+# Where they lie (LTP, Figure 3), and what training them is worth beside other methods.
+
+# %%
+for backbone, part in tickets.groupby("backbone"):
+    where = part[part.method == "mining"].dropna(subset="layer")
+    cells = ["strategy", "layer", "kind"]
+    counts = where.pivot_table(index=cells, columns="metric", values="value", sort=False)
+    share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {where.scope.iloc[0]}"
+    figure = figures.ticket_layers(counts.reset_index(), f"{models[backbone]}; {share}.")
+    keep(figure, f"{backbone.split('/')[-1]}-tickets")
+
+# %%
+trained = tickets[(tickets.metric == "accuracy") & tickets.backbone.isin(models)]
+for (backbone, name, k), part in trained.groupby(["backbone", "data", "shots"]):
+    about = f"{about_data[name]}; {models[backbone]}; {k} English shots."
+    figure = figures.heat_map(part, about, condition="method")
+    keep(figure, f"{backbone.split('/')[-1]}-{name}-{k}-shots")
+
+# %% [markdown]
+# ## 9. The claims
 #
 # Each claim of the paper with its effect, interval and verdict. *Undecided* is a result: the runs
 # leave both signs open.
@@ -212,7 +237,7 @@ verdicts = claims.judge(rows, base)
 verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "verdict"]].round(2)
 
 # %% [markdown]
-# ## 9. The numbers behind them
+# ## 10. The numbers behind them
 #
 # Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
 

@@ -284,7 +284,7 @@ def cases(rows: pd.DataFrame, base: Mapping[str, object]) -> Iterator[Case]:
     rows, base = _checked(rows, base)
     chance = rows[rows.method == "majority"].groupby("data").value.mean()
     fertility = rows[rows.metric == "fertility"]
-    rows = _measured(rows)
+    rows = _measured(rows[rows.study.isin({study for _, study in CLAIMS.values()})])
     for (data, backbone), part in list(rows.groupby(["data", "backbone"])) or [(("", ""), rows)]:
         tokens = fertility[(fertility.data == data) & (fertility.backbone == backbone)]
         for claim, (_, study) in CLAIMS.items():

@@ -46,6 +46,10 @@ METHODS = {
     "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt and all weights",
     "fine_tuning": "all weights, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
 }  # fmt: skip
+NAMES = METHODS | {
+    "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
+    "prompt_only": "soft prompt only", "bitfit": "BitFit", "dp": "DP", "sp": "SP", "mp": "MP",
+}  # fmt: skip
 
 
 def style() -> None:
@@ -328,7 +332,7 @@ def heat_map(
     label, look = "mean accuracy (%)", {"cmap": "viridis"}
     if base is not None:
         table = table.sub(table.pop(choose("base", str(base), table.columns)), axis=0)
-        about = f"{about} Difference from {METHODS.get(base, base)}."
+        about = f"{about} Difference from {NAMES.get(base, base)}."
         label, look = "difference (points)", {"cmap": "RdBu", "norm": CenteredNorm()}
     figure = _heat(table, label, look)
     blank = " Grey: not measured." if table.isna().any(axis=None) else ""
@@ -357,7 +361,7 @@ def _heat(table: pd.DataFrame, label: str, look: dict) -> Figure:
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.set_yticks(np.arange(high) + 0.5, map(name_of, table.index), fontsize=size)
-    names = [METHODS.get(c, c) for c in table]
+    names = [NAMES.get(c, c) for c in table]
     turn = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(wide) + 0.5, names, **(turn if max(map(len, names)) > 9 else {}))
     return figure
