@@ -20,6 +20,7 @@ from xlcore.cloze import POSITIONS, TEMPLATES, strip
 from xlcore.data import TASKS
 from xlcore.encoders import start_head
 from xlcore.errors import InputError
+from xlcore.masked_training import MaskedWeights
 from xlcore.methods import METHODS, Recipe, Settings, applied, score, train
 from xlcore.prompts import Verbalizer
 from xlcore.training import Labelled, TrainingDiverged, epoch_batches
@@ -346,6 +347,17 @@ def test_numbers_trained_are_counted(name):
         prefix_tuning=2 * 2 * 96, lora=8 * sum(m.in_features + m.out_features for m in maps),
     )  # fmt: skip
     assert {method: run(name, method).count for method in wanted} == wanted
+
+
+def test_what_a_ticket_trained_can_be_saved_and_put_on_a_fresh_encoder(tmp_path):
+    trained, fresh = run("tiny-bert", "ltp"), copy.deepcopy(encoder("tiny-bert"))
+    base = dict(name="tiny-bert", sha256=fresh.sha256)
+    tickets.save(tmp_path / "one", chosen("tiny-bert"), base, trained.weights)
+    dev = side("tiny-bert", "ltp", 5, 20)
+    with MaskedWeights(fresh.model, *tickets.load(tmp_path / "one", fresh.model)):
+        hidden = fresh.mask_states(dev.tokens, trained.prompt)
+        scores = fresh.logits(hidden, torch.tensor(verbalizer().ids))
+    assert torch.allclose(scores, read("tiny-bert", trained, dev), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ("mlp", "residual_mlp", "lstm"))

@@ -221,10 +221,8 @@ def train(
     check_ready(encoder, "fitted", "pretrained")
     words = torch.tensor(verbalizer.ids, device=encoder.device)
     prompt = _prompt(encoder, recipe, verbalizer)
-
     with recipe.kind.trains(encoder, recipe) as moved:
         read = _reader(encoder, recipe, moved, prompt.vectors if prompt else lambda: None)
-
         weights = list(moved.parameters.values())
         own = [p for p in prompt.parameters() if p.requires_grad] if prompt else []
         groups = [dict(params=weights, lr=settings.learning_rate, eps=EPS)]

@@ -31,23 +31,22 @@ def lora_layers(model: nn.Module, seed: int) -> LoraModel:
         return LoraModel(model, LoraConfig(**LORA), "default")
 
 
-class DeepPrefix(nn.Module):
-    """Keys and values (L, 2, H, n, d_h) of n positions in every layer, in PEFT's own encoder."""
+class DeepPrefix(PrefixEncoder):
+    """Keys and values (L, 2, H, n, d_h) of n positions in every layer."""
 
     def __init__(self, n: int, layers: int, heads: int, width: int, seed: int) -> None:
-        super().__init__()
-        self.shape = (n, layers, 2, heads, width)
         config = PrefixTuningConfig(
             num_virtual_tokens=n, num_layers=layers, num_attention_heads=heads,
             token_dim=heads * width,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = PrefixEncoder(config)
+            super().__init__(config)
+        self.shape = (n, layers, 2, heads, width)
 
     def forward(self) -> Tensor:
-        place = torch.arange(self.shape[0], device=self.encoder.embedding.weight.device)
-        flat = self.encoder(place)  # (n, L * 2 * H * d_h)
+        places = torch.arange(self.shape[0], device=self.embedding.weight.device)
+        flat = super().forward(places)  # (n, L * 2 * H * d_h)
         return flat.view(self.shape).permute(1, 2, 3, 0, 4)
 
 
@@ -121,13 +120,13 @@ class PrefixTuning(Method):
         super().__init__(backbone, job, max_length, scope)
         n, pairs = len(job.prompt), backbone.encode(job.train.tokens.rows([0])).pairs
         _, H, _, width = pairs[0][0].shape
-        self.prefix = DeepPrefix(n, len(pairs), H, width, job.seed).to(backbone.device)
+        self.encoder = DeepPrefix(n, len(pairs), H, width, job.seed).to(backbone.device)
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.prefix.parameters())
+        return list(self.encoder.parameters())
 
     def states(self, backbone: Backbone, tokens: Tokens) -> Tensor:
-        layers = self.prefix().to(backbone.dtype)  # (L, 2, H, n, d_h)
+        layers = self.encoder().to(backbone.dtype)  # (L, 2, H, n, d_h)
         B, n = len(tokens.ids), layers.shape[-2]
         pairs = [(k.expand(B, *k.shape), v.expand(B, *v.shape)) for k, v in layers]
         mask = torch.cat([tokens.mask.new_ones(B, n), tokens.mask], 1)
