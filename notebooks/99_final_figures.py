@@ -211,8 +211,8 @@ for backbone, part in others.groupby("backbone") if len(others) else ():
 # Where they lie (LTP, Figure 3), and what training them is worth beside other methods.
 
 # %%
-for backbone, part in tickets.groupby("backbone"):
-    where = part[part.method == "mining"].dropna(subset="layer")
+mined = tickets[(tickets.method == "mining") & tickets.metric.isin(["active", "total"])]
+for backbone, where in mined.groupby("backbone"):
     cells = ["strategy", "layer", "kind"]
     counts = where.pivot_table(index=cells, columns="metric", values="value", sort=False)
     share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {where.scope.iloc[0]}"
