@@ -40,7 +40,7 @@ smoke: override PROFILE := smoke
 smoke: reproduce ## the same chain with tiny models, in a few minutes
 
 test: $(READY) ## run the tests (ARGS is handed to pytest)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope $(ARGS)
 
 lint: $(READY) ## check the style
 	$(PY) -m ruff check $(ARGS) .

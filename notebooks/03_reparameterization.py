@@ -28,7 +28,7 @@ length: int = 5  # soft prompt tokens
 seeds: list[int] = [1, 2, 3]  # each seed is a draw, start values and a batch order
 kinds: list[str] = ["none", "mlp", "residual_mlp", "lstm"]  # the networks to compare
 rates: list[float] = [0.05, 0.01, 0.01, 0.003]  # learning rate of each, by 11_learning_rates
-hidden: list[int] = [200]  # widths inside the networks
+widths: list[int] = [200]  # hidden units inside the networks
 train_norm: bool = False  # whether the networks' LayerNorm learns; frozen in the released code
 epochs: int = 8  # passes over the training examples
 
@@ -84,16 +84,17 @@ variants = [
         learning_rate=rate, reparameterization=kind, hidden=width, train_norm=train_norm,
     )
     for kind, rate in zip(kinds, rates, strict=True)
-    for width in (hidden if kind != "none" else hidden[:1])
+    for width in (widths if kind != "none" else widths[:1])
 ]  # fmt: skip
+
+# %% [markdown]
+# All variants stand behind the same texts, so they train side by side, none in another's sight.
 
 # %%
 model = study.load()
 before = weights_sha256(model.model)
-jobs, trained = [], []
-for variant in variants:
-    made, found = variant.train(model)
-    jobs, trained = jobs + made, trained + found
+jobs = [job for variant in variants for job in variant.jobs(model)]
+jobs, trained = study.train(model, jobs)
 assert weights_sha256(model.model) == before
 
 # %% [markdown]
@@ -120,7 +121,8 @@ palette = (figures.BLACK, figures.BLUE, figures.ORANGE, figures.GREEN)
 colours = dict(zip(kinds, palette, strict=False))
 for job, one in zip(jobs, trained, strict=True):
     kind = job.prompt.network.kind if job.prompt.network else "none"
-    ax.plot([h["dev_loss"] for h in one.history], color=colours[kind], alpha=0.7)
+    curve = pd.DataFrame(one.history).set_index("epoch").dev_loss
+    ax.plot(curve, color=colours[kind], alpha=0.7)
 for kind, colour in colours.items():
     ax.plot([], [], color=colour, label=kind)
 ax.set(xlabel="epoch", ylabel="English dev loss (nats)", ylim=(0, None))
@@ -160,7 +162,7 @@ by_seed(effects, ["condition", "group"]).round(1)
 # - The network changes what is easy to learn, never what the decoder can be told.
 # - With few seeds, look at the intervals before naming a language that is helped or hurt.
 #
-# **Exercises.** (1) Set `train_norm = True`: does a free gain matter? (2) Set `hidden = [8, 50,
+# **Exercises.** (1) Set `train_norm = True`: does a free gain matter? (2) Set `widths = [8, 50,
 # 200]`: how small may the network be? (3) Give `mlp` the rate of `none`: what happens?
 
 # %%

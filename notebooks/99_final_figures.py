@@ -64,10 +64,7 @@ for name, (_, manifest) in finished.items():
 
 # %%
 rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
-base = dict(
-    method="soft_prompt", shots=shots, length=length, init="uniform", position="suffix",
-    loss="vocabulary", reparameterization="none", hidden=None, selection="best_dev",
-)  # fmt: skip
+base = claims.BASE | dict(shots=shots, length=length)
 rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
@@ -80,7 +77,7 @@ data_name = rows.data.iloc[0]
 def condition(study, backbone, **changes):
     """Rows of the base condition with these changes; None stands for every value."""
     own = accuracy[(accuracy.study == study) & (accuracy.backbone == backbone)]
-    return claims.pick(own, base | changes)
+    return claims.matching(own, base | changes)
 
 
 # %%
@@ -167,15 +164,23 @@ for backbone in models:
 # By English dev loss, on draws that are used for nothing else.
 
 # %%
-tried = rows[rows.study == "learning_rates"]
-names = [
-    one.method if one.reparameterization == "none" else f"{one.reparameterization} {one.hidden:.0f}"
-    for one in tried.itertuples()
-]  # fmt: skip
-tried = tried.assign(condition=names, networks=[" " in name for name in names])
-for (backbone, network), part in tried.groupby(["backbone", "networks"]):
-    figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
-    keep(figure, f"{backbone.split('/')[-1]}-rates" + network * "-of-networks")
+tried = rows[(rows.study == "learning_rates") & (rows.shots == shots)]
+plain = tried[tried.reparameterization == "none"]
+networks = tried.drop(plain.index).sort_values(["reparameterization", "hidden"])
+by_length = plain[plain.method == "soft_prompt"].sort_values("length")
+widths = [f"{n.reparameterization} {n.hidden:.0f}" for n in networks.itertuples()]
+grids = {
+    "rates": plain[plain.length == length].assign(condition=lambda t: t.method),
+    "rates-of-lengths": by_length.assign(condition=[f"n = {n:.0f}" for n in by_length.length]),
+    "rates-of-networks": networks.assign(condition=widths),
+}
+
+# %%
+for name, grid in grids.items():
+    for backbone, part in grid.groupby("backbone"):
+        if name == "rates" or part.condition.nunique() > 1:
+            figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
+            keep(figure, f"{backbone.split('/')[-1]}-{name}")
 
 # %% [markdown]
 # ## 7. The deviation ledger
@@ -230,7 +235,8 @@ if run_dir:
     parts = dict.fromkeys(["C1", "C3"], f"transfer-{shots}-shots")
     parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameterization"}
     shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
-    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}")
+    calls = {name: runs.command(manifest) for name, (_, manifest) in finished.items()}
+    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls)
     (target / "claims.md").write_text(page, encoding="utf-8")
 
 # %%

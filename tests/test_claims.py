@@ -410,6 +410,13 @@ def test_figure_and_command_are_named(text):
     assert text.count("Command: `make reproduce PROFILE=full`") == 5
 
 
+def test_a_run_made_by_another_command_names_it():
+    table = judge(freezing(shift=-4), BASE)
+    assert set(table[table.claim == "C1"].run) == {"run-a, run-b"}
+    shown = page(table, {}, "make all", {"run-b": "make b"}).split("## C2")[0]
+    assert shown.endswith("Command: `make all`; `make b`\n\n")
+
+
 def test_a_claim_not_run_says_what_it_needs(text):
     assert "**not run**; judging it needs the base condition in study prompt_length." in text
 

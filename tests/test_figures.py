@@ -77,10 +77,20 @@ def drawn(name, codes):
         return figures.heat_map(rows, "about", "method", base="soft_prompt")
     if name == "grid":
         return figures.rate_grid(grid(list(figures.METHODS)), "about")
+    if name == "layers":
+        return figures.ticket_layers(layers(), "about")
     return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
 
 
-KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars")
+def layers(strategies=("movement", "random")):
+    """Counts of tickets over embeddings and three layers of four kinds of weights."""
+    cells = itertools.product(strategies, range(4), figures.KINDS)
+    rows = pd.DataFrame(cells, columns=["strategy", "layer", "kind"])
+    rows = rows[(rows.layer == 0) == (rows.kind == "embeddings")].reset_index(drop=True)
+    return rows.assign(active=np.arange(len(rows)) * 10 + 10, total=np.arange(len(rows)) + 1000)
+
+
+KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars", "layers")
 
 
 @pytest.fixture
@@ -327,6 +337,27 @@ def bars_of(ax):
     lines, dots = ax.collections
     ends = {round(a[1]): (a[0], b[0]) for a, b in lines.get_segments()}
     return {names[round(y)]: (x, *ends[round(y)]) for x, y in dots.get_offsets()}
+
+
+def test_ticket_layers_stack_to_each_layers_share():
+    counts = layers(["movement"])
+    (ax,) = figures.ticket_layers(counts, "").axes
+    tops = pd.DataFrame([(b.get_x() + 0.4, b.get_y() + b.get_height()) for b in ax.patches])
+    share = counts.groupby("layer").active.sum() / counts.active.sum()
+    assert tops.groupby(0)[1].max().to_numpy() == pytest.approx(100 * share.to_numpy())
+
+
+def test_ticket_layers_draw_what_chance_gives():
+    counts = layers(["movement"])
+    (ax,) = figures.ticket_layers(counts, "").axes
+    share = counts.groupby("layer").total.sum() / counts.total.sum()
+    assert ax.lines[0].get_ydata()[::2] == pytest.approx(100 * share.to_numpy())
+
+
+def test_ticket_layers_have_a_panel_a_strategy():
+    names = ["movement", "random", "large_final", "small_movement"]
+    axes = figures.ticket_layers(layers(names), "").axes
+    assert [ax.get_title(loc="left") for ax in axes] == [n.replace("_", " ") for n in names]
 
 
 def test_effect_bars_hold_the_tables_numbers_in_its_order():

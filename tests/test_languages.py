@@ -299,8 +299,22 @@ def test_missing_values_are_nan_and_nothing_else_is():
 
 
 def test_the_report_names_what_is_missing(capsys):
+    languages._distances.cache_clear()
     distances("eng")
     assert "genetic nah oto twi; geographic nah oto;" in capsys.readouterr().out
+
+
+def test_the_report_is_printed_once(capsys):
+    distances("tur")
+    capsys.readouterr()
+    distances("tur")
+    assert capsys.readouterr().out == ""
+
+
+def test_changing_a_returned_table_changes_no_later_one():
+    mine = distances("eng")
+    mine["genetic"] = 0.5
+    assert distances("eng").loc["eng", "genetic"] == 0
 
 
 def test_coverage_is_the_share_of_features_with_any_source():

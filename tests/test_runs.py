@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -259,6 +260,33 @@ def test_override_wins_and_narrows_the_grid(root):
         ("pocket_topics-02_toy", 16),
         ("pocket_topics-99_final_figures", 16),
     ]
+
+
+def manifest(**changes) -> dict:
+    """What a manifest says of the second run of the toy profile, with other parameters."""
+    run = runs.table("toy")[1]
+    return asdict(run) | dict(parameters=run.parameters | changes)
+
+
+def test_the_command_of_a_run_as_planned_is_the_profiles(root):
+    assert runs.command(manifest()) == "make reproduce PROFILE=toy"
+
+
+def test_the_command_sets_what_differs_from_the_profile(root):
+    call = runs.command(manifest(languages=["eng", "swh"], lr=0.1))
+    assert call == 'make reproduce PROFILE=toy SET="lr=0.1 languages=[eng,swh]"'
+
+
+def test_the_command_makes_the_same_run_again(root):
+    call = runs.command(manifest(languages=["eng", "swh"], lr=0.1))
+    given = runs.parse_overrides(re.search('SET="(.*)"', call)[1].split())
+    assert runs.table("toy", **given)[1].parameters == manifest(**given)["parameters"]
+
+
+def test_a_run_that_left_its_profile_has_no_command(root):
+    gone = manifest() | dict(id="pocket_topics-gone")
+    with pytest.raises(InputError, match="toy has no run pocket_topics-gone any more"):
+        runs.command(gone)
 
 
 def test_run_name_replaces_the_notebook_in_the_id(root):

@@ -174,6 +174,23 @@ def test_jobs_are_all_lengths_of_all_seeds():
     assert jobs[0].train is jobs[1].train and jobs[0].train is not jobs[2].train
 
 
+def test_each_length_may_have_its_own_rate(no_weights):
+    study = plan(seeds=(1, 2), lengths=(3, 1), length_rates=(0.1, 0.2))
+    rates = [(len(job.prompt), job.learning_rate) for job in study.jobs(tiny("tiny-llama"))]
+    assert rates == [(3, 0.1), (1, 0.2)] * 2
+
+
+@pytest.mark.parametrize("given", [(0.1,), (0.1, 0.2, 0.3)])
+def test_rates_that_are_not_one_a_length_are_refused(no_weights, given):
+    with pytest.raises(InputError, match=r"one rate for each of lengths \(3, 1\)"):
+        plan(lengths=(3, 1), length_rates=given)
+
+
+def test_a_lengths_impossible_rate_is_refused(no_weights):
+    with pytest.raises(InputError, match=r"learning_rate -0\.1 must be greater than 0"):
+        plan(lengths=(3, 1), length_rates=(0.1, -0.1))
+
+
 def test_jobs_learn_from_the_draws_english_texts():
     study = plan(seeds=(5,))
     backbone = tiny("tiny-llama")

@@ -154,6 +154,12 @@ def test_draws_of_other_texts_may_share_a_pass(name):
     assert max(map(gap, run([job(**one) for one in given], name=name), wanted)) < 1e-5
 
 
+def test_draws_of_equal_content_share_a_crowd():
+    same = [job(train=labelled((3, 12), (0, 1), seed=1)) for _ in range(2)]
+    (crowd,) = training._crowds(tiny("tiny-llama"), same, VERBALIZER, QUICK, 2**20)
+    assert crowd.members == [[0, 1]]
+
+
 def test_jobs_on_the_same_texts_keep_their_own_dev_texts():
     given = (dict(n=3), dict(n=3, dev=labelled((5, 8, 2), (1, 1, 4), seed=9)))
     wanted = [run([job(**one)])[0].history for one in given]

@@ -6,8 +6,8 @@ SPT sections 4 and 5; a claim without its rows is "not run", and a null result i
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -31,8 +31,11 @@ CLAIMS = {  # what SPT says, and the study whose rows judge it
         "reparameterization",
     ),
 }
+BASE = dict(  # what SPT does, from which one switch at a time is changed; shots and length aside
+    method="soft_prompt", init="uniform", position="suffix", loss="vocabulary",
+    reparameterization="none", hidden=None, selection="best_dev",
+)  # fmt: skip
 FAMILIES = "difference between model families"
-FAR = cache(distances)  # which says what it lacks: once is enough
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
 
@@ -54,7 +57,7 @@ class Case:
 
     def pick(self, **changes: object) -> pd.DataFrame:
         """Return the rows of the base condition with these changes; Missing if there are none."""
-        found = pick(self.rows, {**self.base, **changes})
+        found = matching(self.rows, {**self.base, **changes})
         if found.empty:
             wanted = [f"{k} {v}" for k, v in changes.items() if v] or ["the base condition"]
             raise Missing(", ".join(wanted))
@@ -79,7 +82,7 @@ class Case:
         )  # fmt: skip
 
 
-def pick(rows: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+def matching(rows: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
     """Return the rows with these values; None, or a column that a row lacks, is no difference."""
     for switch, value in wanted.items():
         if value is not None:
@@ -113,7 +116,7 @@ def freezing(case: Case) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     effects = _difference(case.pick(), case.pick(method="joint_tuning"))
     families = pd.Series({code: resolve(code).family for code in effects.index})
     controls, held = _controls(case, effects.index)
-    return effects, st.distance_correlations(effects, FAR(), families, controls), held
+    return effects, st.distance_correlations(effects, distances(), families, controls), held
 
 
 def _c1(case: Case) -> Iterator[dict]:
@@ -161,7 +164,7 @@ def _c3(case: Case) -> Iterator[dict]:
         raise Missing("method majority, language eng")
     seeds = st.paired(*rows, common_seeds=True).columns
     tables = [st.grid(part)[seeds] for part in rows]
-    slope, gap = st.flatness(*tables, FAR().syntactic, case.chance)
+    slope, gap = st.flatness(*tables, distances().syntactic, case.chance)
     above = [st.effect(table.drop(index="eng") - case.chance) for table in tables]
     test = f"t over seeds; mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
     floor = (
@@ -311,10 +314,14 @@ def _measured(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows.metric == "accuracy") & (rows.method != "majority")]
 
 
-def page(table: pd.DataFrame, figures: Mapping[str, str], command: str) -> str:
+def page(
+    table: pd.DataFrame, figures: Mapping[str, str], command: str,
+    commands: Mapping[str, str] = MappingProxyType({}),
+) -> str:  # fmt: skip
     """Return the text of claims.md: each claim, our finding, verdict, figure and command.
 
-    table: from `judge`; figures: by claim, a path from the page; command: what makes the rows.
+    table: from `judge`; figures: by claim, a path from the page; command: what makes all rows;
+    commands: by run, where its rows were made by another.
     """
     out = [
         "# The claims of SPT, judged",
@@ -333,7 +340,9 @@ def page(table: pd.DataFrame, figures: Mapping[str, str], command: str) -> str:
         out += [f"**Ours.** {found[0]}"]
         out += ["\n".join(f"- {one}" for one in found[1:])] if found[1:] else []
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
-        out += [f"Command: `{command}`"]
+        behind = [run for cell in lines.run for run in cell.split(", ") if run]
+        calls = dict.fromkeys(commands.get(run, command) for run in behind) or [command]
+        out += ["Command: " + "; ".join(f"`{call}`" for call in calls)]
     return "\n\n".join(out) + "\n"
 
 
@@ -360,7 +369,7 @@ def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
     rows, base = _checked(rows, base)
     out = []
     for (data, backbone, study), part in _measured(rows).groupby(["data", "backbone", "study"]):
-        plain = pick(part, base)
+        plain = matching(part, base)
         if plain.empty:
             print(f"ledger: no base condition in {study}, {backbone}, {data}; left out")
             continue

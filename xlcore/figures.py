@@ -8,7 +8,6 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,9 +36,9 @@ STYLE = {
     "legend.frameon": False, "svg.hashsalt": "xlcore", "svg.fonttype": "none",
 }  # fmt: skip
 GREY, LIGHT = "#888888", "#e6e6e6"
+KINDS = ("embeddings", "attention", "feed-forward", "LayerNorm", "bias")  # of `tickets.place`
 PAGE = 6.5  # inches between the margins of a page; no letter is below SMALL points at this width
 SMALL = 7
-FAR = cache(distances)  # which says what it lacks: once is enough
 LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
 )  # fmt: skip
@@ -97,7 +96,7 @@ def pick(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 
 def by_distance(codes: Iterable[str], kind: str = "syntactic") -> list[str]:
     """Order languages by URIEL distance from English; those without one come last."""
-    far = FAR()[choose("distance", kind, DISTANCES)]
+    far = distances()[choose("distance", kind, DISTANCES)]
     return sorted(codes, key=lambda c: (far.get(c, float("nan")) != far.get(c), far.get(c, 9), c))
 
 
@@ -272,7 +271,7 @@ def effect_by_distance(effects: pd.DataFrame, statistics: pd.DataFrame, about: s
     effects = _checked(effects[effects.language != "eng"], ["language"], "effect")
     found = statistics.rename_axis("distance").reset_index()
     found = _checked(found, ["distance"], "rho", "low", "high", "p")
-    far = FAR()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
+    far = distances()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
     table = effects.set_index("language").rename(columns={"effect": "y"}).sort_values("y")
     n = -(-len(found) // 3)
     figure, axes = _panels(n, 3, 0.5 + 2.15 * n, sharey=True)
@@ -392,6 +391,51 @@ def rate_grid(rows: pd.DataFrame, about: str) -> Figure:
     seeds = _seeds(by_seed(shown, cell[:2]))
     caption(figure, f"{about} {seeds}, a dot each; lines: means; ring: lowest mean.", rows)
     return figure
+
+
+def ticket_layers(counts: pd.DataFrame, about: str) -> Figure:
+    """Draw where tickets lie, one panel each: each layer's share of the active weights, by kind.
+
+    counts: `Ticket.counts` of several tickets, with their names in `strategy`; layer 0 holds the
+    embeddings. The line is the layer's share of all weights in scope, what chance gives. Raises
+    InputError for a layer and kind twice in a ticket. Source: LTP, Figure 3.
+    """
+    _checked(counts, ["strategy", "layer", "kind"], "active", "total")
+    names = list(counts.strategy.unique())
+    wide = min(3, len(names))
+    high = -(-len(names) // wide)
+    figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=True, sharey=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        _layers(ax, counts[counts.strategy == name])
+        ax.set_title(name.replace("_", " "), fontsize="medium", loc="left")
+        every = sorted(counts.layer.unique())
+        ax.set_xticks(every[:: 1 + len(every) // 9])
+    for ax in axes[:, 0]:
+        ax.set_ylabel("% of the ticket")
+    for ax in axes.flat[max(0, len(names) - wide) : len(names)]:  # none stands below
+        ax.set_xlabel("layer")
+        ax.tick_params(labelbottom=True)
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=6, loc="outside upper left",
+                  columnspacing=1, handlelength=1)  # fmt: skip
+    caption(figure, about, counts)
+    return figure
+
+
+def _layers(ax: Axes, part: pd.DataFrame) -> None:
+    """Draw one ticket's bars, the kinds on top of one another, and the line of chance."""
+    colours = dict(zip(KINDS, (PURPLE, BLUE, SKY, ORANGE, GREEN), strict=True))
+    share = part.assign(share=100 * part.active / max(part.active.sum(), 1))
+    bars = share.pivot(index="layer", columns="kind", values="share").fillna(0)
+    below = np.zeros(len(bars))
+    for kind in [kind for kind in KINDS if kind in bars]:
+        ax.bar(bars.index, bars[kind], 0.8, below, color=colours[kind], label=kind)
+        below = below + bars[kind].to_numpy()
+    chance = part.groupby("layer").total.sum()
+    edges = np.repeat(chance.index.to_numpy(), 2) + np.tile([-0.5, 0.5], len(chance))
+    ax.plot(edges, np.repeat(100 * chance / chance.sum(), 2), color=BLACK, lw=1, label="chance")
+    ax.grid(visible=False, axis="x")
 
 
 def effect_bars(table: pd.DataFrame, about: str) -> Figure:

@@ -137,7 +137,7 @@ def distances(source: str = "eng", least_observed: float = 0.0) -> pd.DataFrame:
       their angles to URIEL's 299 reference points.
     lang2vec 1.1.2 holds the vectors, not URIEL's precomputed distances: these are our definitions.
     A typological distance needs `coverage` of at least `least_observed` on both sides, else NaN.
-    One printed line says what is NaN and what rests on completed values alone.
+    The first call for a source prints what is NaN and what rests on completed values alone.
     Raises InputError for an unknown source, one without a URIEL row, or a share outside [0, 1];
     ModuleNotFoundError without lang2vec. Source of the vectors: Littell et al. 2017.
     """
@@ -149,6 +149,11 @@ def distances(source: str = "eng", least_observed: float = 0.0) -> pd.DataFrame:
         )
     if not 0 <= least_observed <= 1:
         raise InputError(f"least_observed {least_observed!r}: allowed is a share from 0 to 1")
+    return _distances(start, least_observed).copy()
+
+
+@cache  # also so that its line is printed once
+def _distances(start: Language, least_observed: float) -> pd.DataFrame:
     vectors, shares = _vectors(), coverage()
     row = LANGUAGES.index(start)
     frame = pd.DataFrame({c: _distance(c, vectors[c], row) for c in DISTANCES}, index=shares.index)

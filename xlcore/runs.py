@@ -243,6 +243,28 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     return [replace(r, fingerprint=_fingerprint(r, needs(r, found))) for r in found]
 
 
+def command(manifest: Mapping) -> str:
+    """Return the `make` call that makes a finished run again, in the root of the repository.
+
+    Parameters that differ from what its profile says today stand in SET. Raises InputError if
+    the profile has no such run any more.
+    """
+    spec, entries = _profile(manifest["profile"])
+    kind = "embedded" if manifest["source"] == "embedded" else "real"
+    planned = {
+        f"{manifest['data']}-{name}": values
+        for entry in entries
+        for name, values in _points(entry, kind, parameters(entry.notebook), spec.defaults, {})
+    }
+    if manifest["id"] not in planned:
+        raise InputError(f"profile {manifest['profile']} has no run {manifest['id']} any more")
+    kept = {n: v for n, v in manifest["parameters"].items() if n not in RESERVED}
+    changed = {n: v for n, v in kept.items() if planned[manifest["id"]].get(n) != v}
+    texts = [f"{n}={json.dumps(v, separators=(',', ':'))}" for n, v in changed.items()]
+    given = " ".join(texts).replace('"', "")  # YAML reads plain words, and a shell drops quotes
+    return f"make reproduce PROFILE={manifest['profile']}" + (f' SET="{given}"' if given else "")
+
+
 def needs(run: Run, runs: Iterable[Run]) -> list[Run]:
     """Return the runs whose rows `run` reads: all others for the final figures, else none."""
     return [r for r in runs if r.notebook != FINAL] if run.notebook == FINAL else []

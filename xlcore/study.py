@@ -104,6 +104,7 @@ class Study(Planned):
     draws: tuple[Draw, ...]
     lengths: tuple[int, ...]
     settings: Settings
+    length_rates: tuple[float, ...] = ()  # learning rate of each length; empty: the settings' one
     init: str = "uniform"
     position: str = "suffix"
     reparameterization: str = "none"
@@ -122,6 +123,7 @@ class Study(Planned):
         shots: int = 8,
         seeds: Sequence[int] = (1, 2, 3),
         lengths: Sequence[int] = (5,),
+        length_rates: Sequence[float] = (),
         init: str = "uniform",
         position: str = "suffix",
         reparameterization: str = "none",
@@ -133,13 +135,19 @@ class Study(Planned):
     ) -> "Study":
         """Check every choice against the data and the tokenizer, before any weights are loaded.
 
-        `hidden` is the width inside the reparameterization, `train_norm` whether its LayerNorm
-        learns; `settings` are those of `training.Settings`. Raises InputError for the first choice
+        `length_rates` are the lengths' learning rates, where each has its own; `hidden` is the
+        width inside the reparameterization, `train_norm` whether its LayerNorm learns; `settings`
+        are those of `training.Settings`. Raises InputError for the first choice
         that is not possible: language, data file, shots, model, length, init, label word, ...
         """
         chosen = make_settings(Settings, settings)
         check_different("seeds", seeds)
         check_different("lengths", lengths)
+        length_rates = tuple(replace(chosen, learning_rate=r).learning_rate for r in length_rates)
+        if length_rates and len(length_rates) != len(lengths):
+            raise InputError(
+                f"length_rates {length_rates!r} must be one rate for each of lengths {lengths!r}"
+            )
         choose("init", init, INITS)
         choose("prompt position", position, POSITIONS)
         choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
@@ -153,7 +161,7 @@ class Study(Planned):
         verbalizer = label_words(checkpoint, data)
         lengths = tuple(lengths)
         return cls(
-            data, checkpoint, verbalizer, draws, lengths, chosen, init, position,
+            data, checkpoint, verbalizer, draws, lengths, chosen, length_rates, init, position,
             reparameterization, hidden, train_norm, device, dtype,
         )  # fmt: skip
 
@@ -176,11 +184,12 @@ class Study(Planned):
         out = []
         for drawn in self.draws:
             train, dev = (self.labelled(backbone, rows) for rows in drawn.texts(self.data))
-            for n in self.lengths:
+            rates = self.length_rates or [self.settings.learning_rate] * len(self.lengths)
+            for n, rate in zip(self.lengths, rates, strict=True):
                 start = initialize(backbone, n, drawn.seed, self.init, self.verbalizer.ids)
                 network = self._network(backbone.width, drawn.seed)
                 prompt = SoftPrompt(start, self.position, f"n={n} seed={drawn.seed}", network)
-                out.append(Job(prompt, train, dev, drawn.seed, self.settings.learning_rate))
+                out.append(Job(prompt, train, dev, drawn.seed, rate))
         return out
 
     def _network(self, width: int, seed: int) -> Reparameterization | None:
@@ -189,9 +198,11 @@ class Study(Planned):
             return None
         return Reparameterization(kind, width, self.hidden, seed, self.train_norm)
 
-    def train(self, backbone: Backbone) -> tuple[list[Job], list[Trained]]:
-        """Train all lengths and seeds together."""
-        jobs = self.jobs(backbone)
+    def train(
+        self, backbone: Backbone, jobs: Sequence[Job] | None = None
+    ) -> tuple[list[Job], list[Trained]]:
+        """Train all lengths and seeds together, or these jobs, which `fit` must be able to join."""
+        jobs = self.jobs(backbone) if jobs is None else list(jobs)
         return jobs, fit(backbone, jobs, self.verbalizer, self.settings)
 
     def evaluate(
