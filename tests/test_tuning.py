@@ -144,7 +144,7 @@ def test_a_prefix_of_real_tokens_keys_and_values_is_those_tokens(name, side):
     one = tuning.PrefixTuning(backbone, job(), 128, "all")
     pairs = backbone.encode(pad([front], "cpu")).pairs
     flat = torch.stack([torch.stack(pair)[:, 0] for pair in pairs])  # (L, 2, H, n, d_h)
-    one.prefix.encoder.embedding.weight.data = flat.permute(3, 0, 1, 2, 4).reshape(3, -1)
+    one.encoder.embedding.weight.data = flat.permute(3, 0, 1, 2, 4).reshape(3, -1)
     with torch.no_grad():
         found = backbone.logits(one.states(backbone, pad(ids, "cpu", side)))[:, 0]
         plain = [backbone.model(input_ids=torch.tensor([front + row])).logits[0, -1] for row in ids]
