@@ -352,8 +352,9 @@ def test_numbers_trained_are_counted(name):
 def test_what_a_ticket_trained_can_be_saved_and_put_on_a_fresh_encoder(tmp_path):
     trained, fresh = run("tiny-bert", "ltp"), copy.deepcopy(encoder("tiny-bert"))
     made = artefacts.from_encoder(
-        encoder("tiny-bert"), trained.prompt, "prefix", chosen("tiny-bert"), trained.weights
-    )
+        encoder("tiny-bert"), trained.prompt, "prefix", chosen("tiny-bert"), trained.weights,
+        dict(strategy="random", scope="encoder"),
+    )  # fmt: skip
     made.save(tmp_path / "one")
     dev = side("tiny-bert", "ltp", 5, 20)
     with artefacts.apply(artefacts.load(tmp_path / "one", fresh), fresh) as prompt:
