@@ -24,12 +24,13 @@ profile: str = "pocket"  # name of the profile this run belongs to
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, or auto
 backbone: str = "multilingual-e5-small"  # a model name, a Hub id or a local folder of an encoder
-languages: list[str] | str = ["eng", "spa", "tur", "swh"]  # languages to test on
+languages: list[str] | str = ["eng", "spa", "swh"]  # languages to test on
 mining_language: str = "eng"  # language of the text that decides which weights matter
-head_steps: int = 100  # steps that fit a masked-language-model head where the encoder has none
+head_steps: int = 60  # steps that fit a masked-language-model head where the encoder has none
 mlm_steps: int = 30  # steps of masked language modelling in which the weights move
 mlm_rate: float = 1e-4  # its learning rate
 block: int = 64  # tokens of a block of text
+batch_size: int = 8  # blocks a step
 vocabulary: str = "text"  # words that a masked one is told from: those of the text, or all (full)
 mlm_seeds: list[int] = [1, 2]  # the first one's ticket is trained; the second says how sure it is
 scope: str = "encoder"  # weights a ticket may choose from: encoder, all, embeddings, layers a-b
@@ -39,7 +40,7 @@ methods: list[str] = ["ltp", "random_ticket", "fine_tuning", "prompt_only"]  # w
 tuned: str = "body"  # weights that full tuning moves: all, or body (without word embeddings)
 shots: int = 16  # labelled English examples per class
 seeds: list[int] = [1, 2]  # each seed is a draw, start values and a batch order
-epochs: int = 6  # passes over the training examples
+epochs: int = 4  # passes over the training examples
 length: int = 4  # soft prompt tokens
 test_pairs: int | None = None  # test pairs a language, the same in all; None: all there are
 
@@ -100,6 +101,7 @@ pd.DataFrame({n: t.mask("layer.0.weight").flatten().int() for n, t in choices.it
 # `{premise} . {hypothesis} ? <mask> .`, and the best-scored of the three words is the answer.
 
 # %%
+assert "ltp" in methods, "the others are compared with ltp"
 mixed = choose_dtype("auto", choose_device()) == "bfloat16"  # weights stay in float32
 study = EncoderStudy.plan(
     backbone, languages, data, methods=methods, shots=shots, seeds=seeds, epochs=epochs,
@@ -128,8 +130,9 @@ pd.DataFrame(words, index=["text", "the model sees"])
 
 # %%
 settings = mlm.Settings(
-    mlm_steps, mlm_rate, vocabulary=vocabulary, label_words=study.verbalizer.ids, mixed=mixed
-)
+    mlm_steps, mlm_rate, batch_size, vocabulary=vocabulary, label_words=study.verbalizer.ids,
+    mixed=mixed,
+)  # fmt: skip
 if encoder.mlm_head == "missing":
     fitting = replace(settings, steps=head_steps, learning_rate=1e-3)
     head = mlm.fit_head(encoder, blocks, fitting)
@@ -274,12 +277,15 @@ assert weights_sha256(fresh.model) == original
 # ## What we saw, and what to try
 #
 # - Which weights move most is a property of the model, the text and the order in which it is read:
-#   section 5 says how much of it is noise.
+#   section 5 says how much of it is noise. After so few steps, that is a good part.
+# - With the defaults, sixteen examples a class and a few passes, all methods stay near guessing:
+#   they show how the parts fit together, not which method is better.
 # - A ticket leaves all other weights as they were, so several tickets can share one encoder.
 #
-# **Exercises.** (1) Set `active_ratio = 0.01`: how few weights are enough? (2) Mine in Swahili
-# (`mining_language = "swh"`): another ticket, and does it serve Swahili better? (3) Set
-# `scope = "layers 5-8"` at the same number of weights.
+# **Exercises.** (1) Set `mlm_steps = 300`: does the overlap with the second seed grow? And with
+# `shots = 48` and `epochs = 10`, who learns? (2) Set `active_ratio = 0.01`: how few weights are
+# enough? (3) Mine in Swahili (`mining_language = "swh"`): another ticket, and does it serve Swahili better?
+# (4) Set `scope = "layers 5-8"` and three times the `active_ratio`: as many weights, in the middle.
 
 # %%
 ids = dict(study="winning_tickets", task="nli", data=study.data.name, backbone=backbone, seed=0,
