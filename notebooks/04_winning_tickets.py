@@ -284,8 +284,9 @@ assert weights_sha256(fresh.model) == original
 #
 # **Exercises.** (1) Set `mlm_steps = 300`: does the overlap with the second seed grow? And with
 # `shots = 48` and `epochs = 10`, who learns? (2) Set `active_ratio = 0.01`: how few weights are
-# enough? (3) Mine in Swahili (`mining_language = "swh"`): another ticket, and does it serve Swahili better?
-# (4) Set `scope = "layers 5-8"` and three times the `active_ratio`: as many weights, in the middle.
+# enough? (3) Mine in Swahili (`mining_language = "swh"`): another ticket, and does it serve Swahili
+# better? (4) Set `scope = "layers 5-8"` and three times the `active_ratio`: as many weights, in the
+# middle.
 
 # %%
 ids = dict(study="winning_tickets", task="nli", data=study.data.name, backbone=backbone, seed=0,
