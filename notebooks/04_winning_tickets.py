@@ -40,7 +40,7 @@ methods: list[str] = ["ltp", "random_ticket", "fine_tuning", "prompt_only"]  # w
 tuned: str = "body"  # weights that full tuning moves: all, or body (without word embeddings)
 shots: int = 16  # labelled English examples per class
 seeds: list[int] = [1, 2]  # each seed is a draw, start values and a batch order
-epochs: int = 4  # passes over the training examples
+epochs: int = 3  # passes over the training examples
 length: int = 4  # soft prompt tokens
 test_pairs: int | None = None  # test pairs a language, the same in all; None: all there are
 
