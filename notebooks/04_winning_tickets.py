@@ -53,6 +53,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+# %%
 from xlcore import artefacts, figures, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import choose_device, choose_dtype
