@@ -211,12 +211,15 @@ for backbone, part in others.groupby("backbone") if len(others) else ():
 # Where they lie (LTP, Figure 3), and what training them is worth beside other methods.
 
 # %%
+told = {m["facts"]["backbone"]["name"]: m["facts"].get("mining") for _, m in finished.values()}
 mined = tickets[(tickets.method == "mining") & tickets.metric.isin(["active", "total"])]
 for backbone, where in mined.groupby("backbone"):
     cells = ["strategy", "layer", "kind"]
     counts = where.pivot_table(index=cells, columns="metric", values="value", sort=False)
     share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {where.scope.iloc[0]}"
-    figure = figures.ticket_layers(counts.reset_index(), f"{models[backbone]}; {share}.")
+    text = "{text}, {steps} steps".format(**told[backbone])
+    about = f"{models[backbone]}; {share}; mined on {text}."
+    figure = figures.ticket_layers(counts.reset_index(), about)
     keep(figure, f"{backbone.split('/')[-1]}-tickets")
 
 # %%
