@@ -223,7 +223,9 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     spec, entries = _profile(profile)
     asked = "data" in overrides
     source = resolve_source(overrides.pop("data", spec.data), asked)
-    models = {entry.notebook: parameters(entry.notebook) for entry in entries}
+    notebooks = dict.fromkeys(entry.notebook for entry in entries)
+    models = {notebook: parameters(notebook) for notebook in notebooks}
+    codes = {notebook: code_sha256(notebook) for notebook in notebooks}
     known = dict.fromkeys(name for model in models.values() for name in model.model_fields)
     for name in [*spec.defaults, *overrides]:
         choose(f"parameter of profile {profile}", name, known)
@@ -231,10 +233,10 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     data, runs = spec.datasets[chosen], {}
     for entry in entries:
         given = (models[entry.notebook], spec.defaults, overrides)
-        code = code_sha256(entry.notebook)
         list(_points(entry, other, *given))  # no typing error waits for the other kind of data
         for name, values in _points(entry, chosen, *given):
             values |= {"profile": profile, "data": source}
+            code = codes[entry.notebook]
             run = Run(profile, f"{data}-{name}", entry.notebook, values, data, source, code)
             if run.id in runs:
                 raise InputError(f"two runs of {profile} have the id {run.id}: give one a name")
@@ -251,10 +253,12 @@ def command(manifest: Mapping) -> str:
     """
     spec, entries = _profile(manifest["profile"])
     kind = "embedded" if manifest["source"] == "embedded" else "real"
+    model = parameters(manifest["notebook"])
     planned = {
         f"{manifest['data']}-{name}": values
         for entry in entries
-        for name, values in _points(entry, kind, parameters(entry.notebook), spec.defaults, {})
+        if entry.notebook == manifest["notebook"]
+        for name, values in _points(entry, kind, model, spec.defaults, {})
     }
     if manifest["id"] not in planned:
         raise InputError(f"profile {manifest['profile']} has no run {manifest['id']} any more")
