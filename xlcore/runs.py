@@ -248,8 +248,8 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
 def command(manifest: Mapping) -> str:
     """Return the `make` call that makes a finished run again, in the root of the repository.
 
-    Parameters that differ from what its profile says today stand in SET. Raises InputError if
-    the profile has no such run any more.
+    Parameters that differ from what its profile says today stand in SET, those that its notebook
+    no longer has do not. Raises InputError if the profile has no such run any more.
     """
     spec, entries = _profile(manifest["profile"])
     kind = "embedded" if manifest["source"] == "embedded" else "real"
@@ -262,11 +262,11 @@ def command(manifest: Mapping) -> str:
     }
     if manifest["id"] not in planned:
         raise InputError(f"profile {manifest['profile']} has no run {manifest['id']} any more")
-    kept = {n: v for n, v in manifest["parameters"].items() if n not in RESERVED}
-    changed = {n: v for n, v in kept.items() if planned[manifest["id"]].get(n) != v}
+    given, today = manifest["parameters"], planned[manifest["id"]]
+    changed = {n: given[n] for n in given if n in model.model_fields and given[n] != today[n]}
     texts = [f"{n}={json.dumps(v, separators=(',', ':'))}" for n, v in changed.items()]
-    given = " ".join(texts).replace('"', "")  # YAML reads plain words, and a shell drops quotes
-    return f"make reproduce PROFILE={manifest['profile']}" + (f' SET="{given}"' if given else "")
+    words = " ".join(texts).replace('"', "")  # YAML reads plain words, and a shell drops quotes
+    return f"make reproduce PROFILE={manifest['profile']}" + (f' SET="{words}"' if words else "")
 
 
 def needs(run: Run, runs: Iterable[Run]) -> list[Run]:
