@@ -20,6 +20,7 @@
 # %% tags=["parameters"]
 profile: str = "pocket"  # name of the profile this run belongs to
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing
+study: str = "frozen_transfer"  # the question that the rows answer, their column `study`
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, or auto
 backbone: str = "gemma-3-270m"  # a model name, a Hub id or a local folder
 languages: list[str] | str = ["eng", "fra", "swh"]  # languages to test on; "all" takes every one
@@ -54,13 +55,13 @@ figures.style()
 # order in every condition, so differences between conditions are paired.
 
 # %%
-study = Study.plan(
+plan = Study.plan(
     backbone, languages, data, shots=shots, seeds=seeds, lengths=[length], epochs=epochs,
     learning_rate=learning_rate, init=init, position=position, loss=loss,
     reparameterization=reparameterization, hidden=hidden, train_norm=train_norm,
 )  # fmt: skip
-tested = set(study.data.frame.query("split == 'test'").index_id)
-assert all(not tested & {*d.train_ids, *d.dev_ids} for d in study.draws)
+tested = set(plan.data.frame.query("split == 'test'").index_id)
+assert all(not tested & {*d.train_ids, *d.dev_ids} for d in plan.draws)
 
 # %% [markdown]
 # ## 2. Train and test
@@ -69,15 +70,15 @@ assert all(not tested & {*d.train_ids, *d.dev_ids} for d in study.draws)
 # it, one draw after the other; the frozen one must not change by a bit.
 
 # %%
-model = study.load()
+model = plan.load()
 before = weights_sha256(model.model)
 if method == "soft_prompt":
-    jobs, trained = study.train(model)
+    jobs, trained = plan.train(model)
     losses = pd.concat(pd.DataFrame(t.history).assign(seed=j.seed)
                        for j, t in zip(jobs, trained, strict=True))  # fmt: skip
-    rows = study.evaluate(model, jobs, trained, "frozen_transfer", selections)
+    rows = plan.evaluate(model, jobs, trained, study, selections)
 else:
-    rows, losses = study.tune(model, method, "frozen_transfer", scope, selections[0])
+    rows, losses = plan.tune(model, method, study, scope, selections[0])
 assert weights_sha256(model.model) == before
 
 # %%
@@ -100,5 +101,5 @@ best = losses.groupby("seed").dev_loss.min()
 facts = rows.drop(columns=["metric", "value"]).query("language == 'eng'").drop_duplicates("seed")
 dev = facts.assign(metric="dev_loss", value=facts.seed.map(best))
 measured = pd.concat([rows, dev]).assign(scope=scope if "tuning" in method else "none")
-everything = pd.concat([measured, pd.DataFrame(study.references("frozen_transfer"))])
-results = runs.finish(everything, run_dir, **study.facts(model))
+everything = pd.concat([measured, pd.DataFrame(plan.references(study))])
+results = runs.finish(everything, run_dir, **plan.facts(model))
