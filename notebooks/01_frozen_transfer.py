@@ -181,7 +181,8 @@ print(f"Spearman rank correlation over {len(others)} languages: {rho:.2f} (p = {
 # ## What we saw, and what to try
 #
 # - One prompt of a few thousand numbers serves every language; the backbone is not touched.
-# - Tuning moves a hundred million weights to do the same job, on a copy for every draw.
+# - Tuning moves a hundred million weights to do the same job, on a copy for every draw; `scope`
+#   says which.
 # - The spread over seeds is large. Effects of a few points from few seeds are noise.
 #
 # **Exercises.** (1) Set `shots = 16`: does English or do the others gain more? (2) Set

@@ -15,7 +15,7 @@
 # # Prompt length: is less more?
 #
 # **Question.** Does a short soft prompt transfer better to other languages than a long one? SPT's
-# title says so (claim C4). We train 1 to 20 tokens (to 50 on real data), all in one batch.
+# title says so (claim C4). We train 1 to 10 tokens (to 50 on real data), all in one batch.
 
 # %% tags=["parameters"]
 profile: str = "pocket"  # name of the profile this run belongs to
@@ -24,10 +24,10 @@ data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, 
 backbone: str = "gemma-3-270m"  # a model name, a Hub id or a local folder
 languages: list[str] | str = ["eng", "deu", "zho", "hin", "swh"]  # languages to test on
 shots: int = 8  # labelled English examples per class
-lengths: list[int] = [1, 2, 5, 20]  # soft prompt tokens
+lengths: list[int] = [1, 2, 5, 10]  # soft prompt tokens
 seeds: list[int] = [1, 2, 3]  # each seed is a draw, start values and a batch order
 epochs: int = 6  # passes over the training examples
-rates: list[float] = [1.0, 0.5, 0.05, 0.5]  # learning rate of each length
+rates: list[float] = [1.0, 0.5, 0.05, 0.1]  # learning rate of each length
 selections: list[str] = ["best_dev"]  # epochs to test: best_dev, last
 
 # %%

@@ -100,6 +100,5 @@ mean.sort_values(ascending=False).round(1).to_frame("accuracy").T
 best = losses.groupby("seed").dev_loss.min()
 facts = rows.drop(columns=["metric", "value"]).query("language == 'eng'").drop_duplicates("seed")
 dev = facts.assign(metric="dev_loss", value=facts.seed.map(best))
-measured = pd.concat([rows, dev]).assign(scope=scope if "tuning" in method else "none")
-everything = pd.concat([measured, pd.DataFrame(plan.references(study))])
+everything = pd.concat([rows, dev, pd.DataFrame(plan.references(study))])
 results = runs.finish(everything, run_dir, **plan.facts(model))

@@ -43,8 +43,8 @@ LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
 )  # fmt: skip
 METHODS = {
-    "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt and all weights",
-    "fine_tuning": "all weights, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
+    "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt, model tuned",
+    "fine_tuning": "model tuned, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
 }  # fmt: skip
 NAMES = METHODS | {
     "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
@@ -139,6 +139,12 @@ def _seeds(table: pd.DataFrame) -> str:
     return f"{least} seeds" if least == most else f"{least} to {most} seeds"
 
 
+def _left_out(rows: pd.DataFrame) -> str:
+    """What full tuning did not move, in a sentence, where the rows' scope says so."""
+    body = "scope" in rows and (rows.scope == "body").any()
+    return " Full tuning leaves out the word embeddings." if body else ""
+
+
 def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> Figure:
     """Draw accuracy per language, nearest to English on the left: means and 95 % intervals.
 
@@ -157,7 +163,8 @@ def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> 
     figure.legend(*entries, ncols=3, loc="outside upper right", columnspacing=1)
     seeds = _seeds(by_seed(shown, ["method", "language"]))
     order = f"Languages from left to right by {kind} distance from English (URIEL)."
-    caption(figure, f"{about} {seeds}; bars: Student t interval (95 %) over seeds. {order}", rows)
+    bars = f"{seeds}; bars: Student t interval (95 %) over seeds."
+    caption(figure, f"{about}{_left_out(rows)} {bars} {order}", rows)
     return figure
 
 
@@ -337,7 +344,8 @@ def heat_map(
     figure = _heat(table, label, look)
     blank = " Grey: not measured." if table.isna().any(axis=None) else ""
     order = "From top to bottom by syntactic distance from English (URIEL)."
-    caption(figure, f"{about} Means over {_seeds(means)}. {order}{blank}", rows)
+    told = f"{about}{_left_out(rows)} Means over {_seeds(means)}."
+    caption(figure, f"{told} {order}{blank}", rows)
     return figure
 
 

@@ -251,6 +251,8 @@ class Study(Planned):
             read = partial(self._read, tuned)
             found = evaluation.measure(read, self.data, self.verbalizer, progress=progress)
             about = self._about(job, study) | dict(method=method, trained=tuned.trained)
+            if issubclass(tuning.METHODS[method], tuning.FineTuning):
+                about["scope"] = scope
             scored.append(joined([about | dict(selection=selection)], found))
             losses.append(pd.DataFrame(tuned.history).assign(seed=job.seed))
             del tuned, read
@@ -293,7 +295,7 @@ class Study(Planned):
         network = job.prompt.network
         return dict(
             study=study, task=self.data.task.name, data=self.data.name,
-            backbone=self.checkpoint.name, method="soft_prompt", seed=job.seed,
+            backbone=self.checkpoint.name, method="soft_prompt", scope="none", seed=job.seed,
             shots=self.draws[0].shots, length=len(job.prompt), init=self.init,
             position=self.position, loss=self.settings.loss,
             reparameterization=network.kind if network else "none",
