@@ -76,8 +76,11 @@ def training(backbone: Backbone) -> list[tuple[str, float, str]]:
     return [
         (f"training step, {what}: together / one after the other", fast / slow, f"{fast:.2f} s"),
         ("the same: together / carrying the text through the step", fast / plain, f"{plain:.2f} s"),
-        (f"the same, the text padded to {RELEASED} tokens as in the released code", fast / padded,
-         f"{padded:.2f} s"),
+        (
+            f"the same, the text padded to {RELEASED} tokens as in the released code",
+            fast / padded,
+            f"{padded:.2f} s",
+        ),
     ]
 
 

@@ -187,6 +187,17 @@ for name, grid in grids.items():
             keep(figure, f"{backbone.split('/')[-1]}-{name}")
 
 # %% [markdown]
+# And what a rate does to transfer, which was not looked at when choosing.
+
+# %%
+for backbone in models:
+    part = condition("transfer_by_rate", backbone)
+    if part.learning_rate.nunique() > 1:
+        about = f"{described}; {models[backbone]}, frozen; n = {length} tokens, {shots} shots."
+        figure = figures.length_curves(part, about, by="learning_rate")
+        keep(figure, f"{backbone.split('/')[-1]}-transfer-by-rate")
+
+# %% [markdown]
 # ## 7. The deviation ledger
 #
 # What each switch changes, one at a time: the paired difference from the base condition, on the
@@ -245,13 +256,14 @@ verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "v
 # Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
 
 # %%
-switches = ["study", *base]
+switches = ["study", *base, "learning_rate"]
 measured = accuracy[accuracy.backbone.isin(models)]
 group = measured.language.where(measured.language == "eng", "others")
-whole = {c: measured[c].map("{:g}".format, na_action="ignore") for c in ("length", "hidden")}
-filled = measured.assign(group=group, **whole).fillna(dict.fromkeys(base, "none"))
+short = {c: measured[c].map("{:g}".format, na_action="ignore")
+         for c in ("length", "hidden", "learning_rate")}  # fmt: skip
+filled = measured.assign(group=group, **short).fillna(dict.fromkeys(switches, "none"))
 numbers = by_seed(filled, ["backbone", *switches, "group"])
-index = ["study", "method", "shots", "length", "reparameterization", "selection"]
+index = ["study", "method", "shots", "length", "learning_rate", "reparameterization", "selection"]
 numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
 
 # %%

@@ -132,6 +132,13 @@ def test_length_curves_draw_the_means(rows):
     assert english.get_ydata().tolist() == pytest.approx([61.8, 61.0, 52.0])
 
 
+def test_length_curves_can_stand_on_rates_instead(rows):
+    by_rate = rows.assign(learning_rate=rows.length / 100).drop(columns="length")
+    left, right = figures.length_curves(by_rate, "", by="learning_rate").axes
+    assert left.lines[0].get_xdata().tolist() == [0.01, 0.05, 0.5]
+    assert left.get_xlabel() == right.get_xlabel() == "learning rate (log scale)"
+
+
 def test_length_curves_of_one_language_have_no_others(rows):
     left, _ = figures.length_curves(rows[rows.language == "eng"], "").axes
     assert [line.get_label() for line in left.lines] == ["English"]

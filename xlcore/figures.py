@@ -46,6 +46,9 @@ METHODS = {
     "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt, model tuned",
     "fine_tuning": "model tuned, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
 }  # fmt: skip
+SCALES = {  # what accuracy is drawn against
+    "length": "prompt length (tokens, log scale)", "learning_rate": "learning rate (log scale)",
+}  # fmt: skip
 NAMES = METHODS | {
     "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
     "prompt_only": "soft prompt only", "bitfit": "BitFit", "dp": "DP", "sp": "SP", "mp": "MP",
@@ -195,31 +198,35 @@ def _profile(ax: Axes, rows: pd.DataFrame, codes: list[str], looks: dict) -> Non
     ax.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(codes) - 0.4))
 
 
-def length_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
+def length_curves(
+    rows: pd.DataFrame, about: str, source: str = "eng", by: str = "length"
+) -> Figure:
     """Draw accuracy against prompt length: English, the mean of the others, and each language.
 
-    The band is the 95 % interval over seeds of the mean over languages. Raises InputError for two
-    rows of one language, length and seed.
+    by: the column on the x axis, "length" or "learning_rate". The band is the 95 % interval over
+    seeds of the mean over languages. Raises InputError for another column, and for two rows of one
+    language, length (rate) and seed.
     """
-    rows = _checked(rows[rows.method != "majority"], ["language", "length", "seed"], "value")
+    x_label = SCALES[choose("x axis", by, SCALES)]
+    rows = _checked(rows[rows.method != "majority"], ["language", by, "seed"], "value")
     figure, [[left, right]] = _panels(1, 2, 3.5, width_ratios=(1, 1.15), sharey=True)
     groups = (
         ("English", rows[rows.language == source], ORANGE),
         ("mean of the other languages", rows[rows.language != source], BLUE),
     )
     for label, part, colour in [group for group in groups if len(group[1])]:
-        table = by_seed(part, ["length"]).sort_values("length")
-        left.plot(table.length, table["mean"], "o-", color=colour, ms=4, label=label)
-        left.fill_between(table.length, table.low, table.high, color=colour, alpha=0.18, lw=0)
+        table = by_seed(part, [by]).sort_values(by)
+        left.plot(table[by], table["mean"], "o-", color=colour, ms=4, label=label)
+        left.fill_between(table[by], table.low, table.high, color=colour, alpha=0.18, lw=0)
     figure.legend(ncols=2, loc="outside upper left")
-    lengths = sorted(rows.length.unique())
+    places = sorted(rows[by].unique())
     for ax in (left, right):
         ax.set_xscale("log")
-        ax.set_xticks(lengths, [f"{n:g}" for n in lengths])
+        ax.set_xticks(places, [f"{n:g}" for n in places])
         ax.minorticks_off()
-        ax.set(xlabel="prompt length (tokens, log scale)", ylim=(0, 100))
+        ax.set(xlabel=x_label, ylim=(0, 100))
     left.set_ylabel("accuracy (%)")
-    ends, note = _each_language(right, rows, source)
+    ends, note = _each_language(right, rows, source, by)
     bands = f"{rows.seed.nunique()} seeds; bands: Student t interval (95 %) over seeds."
     caption(figure, f"{about} {bands} Right: each language{note}.", rows)
     figure.draw_without_rendering()  # names need the final layout
@@ -227,10 +234,10 @@ def length_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure
     return figure
 
 
-def _each_language(ax: Axes, rows: pd.DataFrame, source: str) -> tuple[pd.DataFrame, str]:
+def _each_language(ax: Axes, rows: pd.DataFrame, source: str, by: str) -> tuple[pd.DataFrame, str]:
     """Draw one line a language; return the right ends to name, and what to say of the others."""
-    table = by_seed(rows, ["language", "length"]).sort_values("length")
-    table = table.rename(columns={"length": "x", "mean": "y"})
+    table = by_seed(rows, ["language", by]).sort_values(by)
+    table = table.rename(columns={by: "x", "mean": "y"})
     ends = table[table.x == table.x.max()].sort_values("y").set_index("language")
     few = len(ends) <= 16
     plain = {"color": BLUE, "lw": 1, "alpha": 0.8 if few else 0.4}
