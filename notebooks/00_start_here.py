@@ -32,7 +32,7 @@ shots: int = 8  # labelled English examples per class
 length: int = 5  # soft prompt tokens
 seed: int = 1  # of the few-shot draw, the start values and the batch order
 epochs: int = 8  # passes over the training examples
-learning_rate: float = 0.05  # of AdamW, for the prompt
+learning_rate: float = 0.1  # of AdamW, for the prompt
 
 # %%
 import matplotlib.pyplot as plt

@@ -27,7 +27,7 @@ shots: int = 8  # labelled English examples per class
 lengths: list[int] = [1, 2, 5, 10]  # soft prompt tokens
 seeds: list[int] = [1, 2, 3]  # each seed is a draw, start values and a batch order
 epochs: int = 6  # passes over the training examples
-rates: list[float] = [1.0, 0.5, 0.05, 0.1]  # learning rate of each length
+rates: list[float] = [1.0, 0.5, 0.1, 0.1]  # learning rate of each length
 selections: list[str] = ["best_dev"]  # epochs to test: best_dev, last
 
 # %%
