@@ -22,7 +22,7 @@ from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import Labelled, TrainingDiverged, check_number
+from xlcore.training import Labelled, TrainingDiverged, check_number, mixed_precision
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
 
 SELECTIONS = ("best_dev", "last")
@@ -254,7 +254,7 @@ def score(
     """Return the label words' scores (N, K) of all rows, in batches of like length."""
     words = torch.tensor(verbalizer.ids, device=encoder.device)
     out = torch.zeros(len(tokens.ids), len(words))
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=mixed):
+    with mixed_precision(encoder.device, mixed):
         for rows, batch in evaluation.batches(tokens, int(tokens.lengths.max())):
             out[rows] = encoder.logits(read(batch), words).cpu()
     return out
@@ -288,8 +288,7 @@ def _measure(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
     labels = side.labels[rows].to(words.device)
-    # A context of its own: it keeps its bfloat16 copies of the weights until it ends.
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=settings.mixed):
+    with mixed_precision(encoder.device, settings.mixed):
         hidden = read(side.tokens.rows(rows))  # (B, d)
         if settings.loss == "label_words":
             scores = encoder.logits(hidden, words)  # (B, K)

@@ -21,7 +21,13 @@ from xlcore.backbones import Tokens
 from xlcore.encoders import Encoder, head, moving
 from xlcore.errors import InputError, choose
 from xlcore.prose import Text
-from xlcore.training import HEAD_ROWS, TrainingDiverged, check_number, epoch_batches
+from xlcore.training import (
+    HEAD_ROWS,
+    TrainingDiverged,
+    check_number,
+    epoch_batches,
+    mixed_precision,
+)
 
 CHOSEN, MASKED, KEPT = 0.15, 0.8, 0.1  # Devlin et al. 2019; of the chosen, the rest is random
 WARMUP, CLIP = 0.1, 1.0  # share of steps in which the rate rises; norm of the whole gradient
@@ -258,8 +264,7 @@ def _loss(encoder, blocks, rows, settings, words, epoch: int) -> tuple[float, in
     targets = blocks.ids[rows].to(encoder.device)[chosen]  # (M,)
     targets = targets if words is None else torch.searchsorted(words, targets)
     total = 0.0
-    # A context of its own: it keeps its bfloat16 copies of the weights until it ends.
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=settings.mixed):
+    with mixed_precision(encoder.device, settings.mixed):
         hidden = encoder.encode(Tokens(inputs, torch.ones_like(chosen)))[chosen]  # (M, d)
         apart = hidden.detach().requires_grad_(hidden.requires_grad)
         for h, t in zip(apart.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):

@@ -18,7 +18,15 @@ from xlcore import evaluation
 from xlcore.backbones import Backbone, Tokens, causal
 from xlcore.errors import choose
 from xlcore.prompts import Layout, Verbalizer
-from xlcore.training import Job, Labelled, Settings, check_finite, epoch_batches, label_loss
+from xlcore.training import (
+    Job,
+    Labelled,
+    Settings,
+    check_finite,
+    epoch_batches,
+    label_loss,
+    mixed_precision,
+)
 
 SCOPES = ("all", "body")  # which weights full tuning moves; body leaves out the embedding matrix
 LORA = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
@@ -284,8 +292,7 @@ def _measure(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
     backbone, labels = made.backbone, side.labels[rows]
-    # A context of its own: it keeps its bfloat16 copies of the weights until it ends.
-    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=made.mixed):
+    with mixed_precision(backbone.device, made.mixed):
         hidden = made.states(backbone, side.tokens.rows(rows))  # (B, 1, d)
         loss = label_loss(backbone, hidden, labels, verbalizer, settings.loss).mean()
         words = torch.tensor(verbalizer.ids, device=hidden.device)
