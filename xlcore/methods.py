@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from xlcore import evaluation, prompts, training
 from xlcore.cloze import Cloze
 from xlcore.encoders import KEYED, Encoder, moving
-from xlcore.errors import InputError, choose
+from xlcore.errors import InputError, check_number, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import Labelled, TrainingDiverged, check_number
+from xlcore.training import Labelled, TrainingDiverged
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
 
 SELECTIONS = ("best_dev", "last")
@@ -71,10 +71,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         kind = METHODS[choose("method", self.method, METHODS)]
-        choose("init", self.init, prompts.INITS)
-        choose("reparameterization", self.reparameterization, prompts.REPARAMETERIZATIONS)
-        for name in ("length", "hidden"):
-            check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
+        prompts.check_start(self.init, self.reparameterization, self.hidden)
+        check_number("length", self.length, int, "greater than 0", lambda x: x > 0)
         told = (self.ticket, self.strategy, None if kind.trains is everything else self.scope)
         if (None in told) if kind.trains is ticket else any(x is not None for x in told):
             needs = "needs a" if kind.trains is ticket else "takes no"

@@ -18,24 +18,15 @@ from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
 from xlcore.data import Draw, TaskData, draw, load
 from xlcore.errors import InputError, choose
 from xlcore.prompts import (
-    INITS,
     POSITIONS,
-    REPARAMETERIZATIONS,
     Reparameterization,
     SoftPrompt,
     Verbalizer,
     check_lengths,
+    check_start,
     initialize,
 )
-from xlcore.training import (
-    Job,
-    Labelled,
-    Settings,
-    Trained,
-    TrainingDiverged,
-    check_number,
-    fit,
-)
+from xlcore.training import Job, Labelled, Settings, Trained, TrainingDiverged, fit
 
 SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch's vectors, and `Trained`'s name
 
@@ -148,10 +139,8 @@ class Study(Planned):
             raise InputError(
                 f"length_rates {length_rates!r} must be one rate for each of lengths {lengths!r}"
             )
-        choose("init", init, INITS)
+        check_start(init, reparameterization, hidden)
         choose("prompt position", position, POSITIONS)
-        choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
-        check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
         choose_dtype(dtype, choose_device(device))
         check_lengths(lengths, chosen.max_length)
         data = load(task, languages, source)
