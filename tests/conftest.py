@@ -28,3 +28,16 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("no benchmark data: set XLCORE_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fail the test if weights are read, or the packages' weights converted."""
+    from xlcore import checkpoints
+
+    def read(*_):
+        pytest.fail("weights were read before the plan was checked")
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "_weights", read)
+    monkeypatch.setattr(checkpoints, "gemma_folder", read)
+    monkeypatch.setattr(checkpoints, "e5_folder", read)

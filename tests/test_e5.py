@@ -5,10 +5,8 @@ translations that must lie near one another, and the compiled engine beside the 
 """
 
 import json
-import multiprocessing
 import random
 import struct
-import time
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -254,32 +252,6 @@ def test_a_conversion_leaves_that_of_another_model_alone(packages, tmp_path):
     own.mkdir()
     e5_folder(tmp_path / "cache")
     assert others.is_dir() and not own.exists()
-
-
-def convert(cache, made):
-    """Run in a process of its own: a slow conversion that records that it ran."""
-
-    def slow(folder):
-        with made.open("a") as file:
-            file.write("converted\n")
-        time.sleep(0.5)
-
-    e5.write = slow
-    e5_folder(cache)
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_at_once_convert_once(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    made = tmp_path / "made"
-    both = [fork.Process(target=convert, args=(tmp_path / "cache", made)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(30)
-    assert [process.exitcode for process in both] == [0, 0]
-    assert made.read_text() == "converted\n"
 
 
 # --- the real one ---------------------------------------------------------------------------------

@@ -28,17 +28,6 @@ OWN = ("study", "task", "data", "backbone", "mlm_head", "method", "language", "s
        "train_language", "test_pairs", "loss", "init", "reparameterization", "hidden")  # fmt: skip
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
-    """Fail the test if weights are read, or e5's packages converted."""
-
-    def read(*_):
-        pytest.fail("weights were read before the plan was checked")
-
-    monkeypatch.setattr(checkpoints.Checkpoint, "_weights", read)
-    monkeypatch.setattr(checkpoints, "e5_folder", read)
-
-
 def plan(backbone="tiny-bert", **given):
     usual = dict(languages=["eng", "swh"], source="embedded", device="cpu", test_pairs=9)
     return EncoderStudy.plan(backbone, **usual | QUICK | given)

@@ -10,7 +10,7 @@ import torch
 from references import FAMILIES, tiny
 from transformers import AutoConfig
 
-from xlcore import checkpoints, data
+from xlcore import data
 from xlcore.errors import InputError
 from xlcore.evaluation import accuracy, score
 from xlcore.study import Study
@@ -19,17 +19,6 @@ LABELS = ("geography", "science/technology", "entertainment", "politics", "healt
           "sports")  # fmt: skip
 XGLM = ("earth", "science", "entertainment", "politics", "health", "travel", "sports")
 BLOOM = ("earth", "science", "fun", "government", "health", "travel", "play")
-
-
-@pytest.fixture
-def no_weights(monkeypatch):
-    """Fail the test if weights are read, or Gemma's packages converted."""
-
-    def read(*_):
-        pytest.fail("weights were read before the plan was checked")
-
-    monkeypatch.setattr(checkpoints.Checkpoint, "_weights", read)
-    monkeypatch.setattr(checkpoints, "gemma_folder", read)
 
 
 def plan(**given):
