@@ -73,11 +73,11 @@ class Recipe:
         kind = METHODS[choose("method", self.method, METHODS)]
         prompts.check_start(self.init, self.reparameterization, self.hidden)
         check_number("length", self.length, int, "greater than 0", lambda x: x > 0)
-        told = (self.ticket, self.strategy, None if kind.trains is everything else self.scope)
+        told = (self.ticket, self.strategy, None if kind.full else self.scope)
         if (None in told) if kind.trains is ticket else any(x is not None for x in told):
             needs = "needs a" if kind.trains is ticket else "takes no"
             raise InputError(f"method {self.method!r} {needs} ticket, with its strategy and scope")
-        if kind.trains is everything:
+        if kind.full:
             choose("scope", self.scope or "all", SCOPES)
 
     @property
@@ -175,6 +175,11 @@ class Method:
     template: str = "plain"
     position: str | None = None  # where the soft prompt stands; None: there is none
     rate: float = 3e-4  # default learning rate of all but the prompt
+
+    @property
+    def full(self) -> bool:
+        """Whether it tunes the full model, so that it takes a scope of full tuning."""
+        return self.trains is everything
 
 
 METHODS = {
