@@ -288,13 +288,12 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch):
 def convert(model, cache, made):
     """Run in a process of its own: a slow conversion that records that it ran."""
 
-    def slow(target):
+    def slow(folder):
         with made.open("a") as file:
             file.write("converted\n")
         time.sleep(0.5)
-        target.mkdir()
 
-    setattr(checkpoints, f"_convert_{model}", slow)
+    checkpoints._write_gemma = checkpoints.e5.write = slow
     getattr(checkpoints, f"{model}_folder")(cache)
 
 
