@@ -99,7 +99,7 @@ def test_label_words_are_those_of_the_protocol(family, words):
 
 def test_unknown_task_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="'topic'; did you mean topics"):
-        data.task("topic")
+        load("topic")
 
 
 # A directory

@@ -152,11 +152,10 @@ def test_fewer_test_pairs_are_balanced_and_the_same_in_all_languages(number):
     assert len(few.examples("eng", "train")) == len(whole.examples("eng", "train"))
 
 
-def test_a_smaller_test_set_is_part_of_a_larger_one_and_another_seed_gives_another():
+def test_a_smaller_test_set_is_part_of_a_larger_one():
     whole = load("nli", ["sw"], "embedded")
-    ids = [set(fewer_tests(whole, *x).examples("sw", "test").index_id)
-           for x in ((12,), (30,), (30, 1))]  # fmt: skip
-    assert ids[0] < ids[1] != ids[2]
+    few, more = (set(fewer_tests(whole, n).examples("sw", "test").index_id) for n in (12, 30))
+    assert few < more
 
 
 @pytest.mark.parametrize("method", ("ltp", "mp"))

@@ -113,11 +113,9 @@ class Encoder:
         """
         return getattr(self.model.config, "mlm_head", "pretrained")
 
-    def tokenize(
-        self, template: str, rows: Sequence[Mapping], max_tokens: int, padding: str = "right"
-    ) -> Cloze:
+    def tokenize(self, template: str, rows: Sequence[Mapping], max_tokens: int) -> Cloze:
         """Return filled templates as tokens (B, T) on the model's device; see `cloze`."""
-        return cloze(self.tokenizer, template, rows, max_tokens, padding, self.device)
+        return cloze(self.tokenizer, template, rows, max_tokens, device=self.device)
 
     def word_vectors(self, ids: Tensor) -> Tensor:
         """Return word embeddings (..., d), a prompt's level: before positions and LayerNorm."""
