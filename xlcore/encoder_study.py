@@ -17,11 +17,11 @@ from xlcore.cloze import TEMPLATES, cloze, strip
 from xlcore.data import Draw, TaskData, draw, fewer_tests, load
 from xlcore.encoders import KEYED, Encoder
 from xlcore.errors import InputError, choose
-from xlcore.methods import METHODS, SELECTIONS, Recipe, Settings, Trained
+from xlcore.methods import METHODS, Recipe, Settings, Trained
 from xlcore.prompts import Verbalizer, check_lengths, check_start
 from xlcore.study import Planned, check_different, label_words, make_settings
 from xlcore.tickets import Ticket
-from xlcore.training import Labelled
+from xlcore.training import SELECTIONS, Labelled
 
 IN_LANGUAGE = "in-language"
 

@@ -22,10 +22,9 @@ from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import Labelled, TrainingDiverged
+from xlcore.training import SELECTIONS, Labelled, TrainingDiverged
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
 
-SELECTIONS = ("best_dev", "last")
 Reader = Callable[[Cloze], Tensor]  # clozes to the hidden states of their mask tokens (B, d)
 
 

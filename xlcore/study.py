@@ -26,9 +26,7 @@ from xlcore.prompts import (
     check_start,
     initialize,
 )
-from xlcore.training import Job, Labelled, Settings, Trained, TrainingDiverged, fit
-
-SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch's vectors, and `Trained`'s name
+from xlcore.training import SELECTIONS, Job, Labelled, Settings, Trained, TrainingDiverged, fit
 
 
 class Planned:

@@ -18,6 +18,7 @@ from xlcore.errors import InputError, check_number, choose
 from xlcore.prompts import Layout, SoftPrompt, Verbalizer
 
 LOSSES = ("vocabulary", "label_words")
+SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch to keep, and `Trained`'s name
 HEAD_ROWS = 128  # rows of (V,) scores held at once: 128 MB at 262,144 words
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # prompt tokens a pass: bounds activations
 

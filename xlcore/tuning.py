@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, get_linear_schedule_with_warmup
 
-from xlcore import evaluation
+from xlcore import evaluation, training
 from xlcore.backbones import Backbone, Tokens, causal
 from xlcore.errors import choose
 from xlcore.prompts import Layout, Verbalizer
@@ -186,7 +186,7 @@ def tune(
     """
     kind = METHODS[choose("method", method, METHODS)]
     choose("scope", scope, SCOPES)
-    choose("selection", selection, ("best_dev", "last"))
+    choose("selection", selection, training.SELECTIONS)
     own = fresh(torch.float32)
     own.model.to(like.device)
     made = kind(own, copy.deepcopy(job), settings.max_length, scope)
