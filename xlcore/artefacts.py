@@ -235,24 +235,18 @@ def apply(artefact: Artefact, encoder: "Encoder") -> Iterator[Tensor | None]:
     check_base("to apply", artefact, encoder)
     _check_untouched(encoder)
     ticket, values = artefact.ticket or Ticket({}, {}), artefact.values or {}
-    with _wearing_head(encoder, artefact), MaskedWeights(encoder.model, ticket, values):
+    with contextlib.ExitStack() as leaving:
+        if artefact.head is not None:
+            leaving.callback(_put_head, encoder, _head_of(encoder), encoder.mlm_head)
+            _put_head(encoder, artefact.head, artefact.card.base["mlm_head"])
+        leaving.enter_context(MaskedWeights(encoder.model, ticket, values))
         encoder.model.requires_grad_(False)
         yield None if artefact.vectors is None else artefact.vectors.to(encoder.device)
 
 
-@contextlib.contextmanager
-def _wearing_head(encoder: "Encoder", artefact: Artefact) -> Iterator[None]:
-    if artefact.head is None:
-        yield
-        return
-    model, mark, kept = encoder.model, encoder.mlm_head, _head_of(encoder)
-    try:
-        model.load_state_dict(artefact.head, strict=False)
-        model.config.mlm_head = artefact.card.base["mlm_head"]
-        yield
-    finally:
-        model.load_state_dict(kept, strict=False)
-        model.config.mlm_head = mark
+def _put_head(encoder: "Encoder", head: Tensors, mark: str) -> None:
+    encoder.model.load_state_dict(head, strict=False)
+    encoder.model.config.mlm_head = mark
 
 
 def _head_of(encoder: "Encoder") -> dict[str, Tensor]:
