@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from xlcore import checkpoints, e5
 from xlcore.backbones import pad
-from xlcore.checkpoints import e5_folder, find, load_encoder
+from xlcore.checkpoints import e5_folder, find
 from xlcore.data import embedded_folder
 from xlcore.encoders import verify_exactness
 from xlcore.errors import InputError
@@ -161,7 +161,7 @@ def test_a_block_is_eight_off_and_split_at_sixteen():
 
 
 def test_the_folder_is_an_encoder_with_a_missing_head(packages, tmp_path):
-    found = load_encoder(str(e5_folder(tmp_path / "cache")), "cpu", "float32")
+    found = find(str(e5_folder(tmp_path / "cache")), "encoder").load("cpu", "float32")
     values = packed()[1]["emb.word"]
     assert np.array_equal(found.model.get_input_embeddings().weight, values)
     assert found.mlm_head == "missing" and found.family.name == "bert"
@@ -262,7 +262,7 @@ needs_packages = pytest.mark.skipif(bool(e5.missing()), reason="packages of e5 n
 
 @pytest.fixture(scope="module")
 def real():
-    return load_encoder(e5.NAME, "cpu", "float32")
+    return find(e5.NAME, "encoder").load("cpu", "float32")
 
 
 def texts(language, count=30):

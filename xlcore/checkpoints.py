@@ -216,11 +216,6 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     return find(name).load(device, dtype)
 
 
-def load_encoder(name: str, device: str = "auto", dtype: str = "auto") -> Encoder:
-    """Find and load an encoder by name; see `find` and `Checkpoint.load`."""
-    return find(name, "encoder").load(device, dtype)
-
-
 def _carried(name: str, kind: str) -> Checkpoint:
     """Return the checkpoint of a model out of packages; e5 may come from elsewhere without them."""
     if CARRIED[name] != kind:
