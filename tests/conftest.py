@@ -8,8 +8,11 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: handing over costs more than it gives
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("patient", deadline=None)  # other work on the machine slows examples down
+settings.load_profile("patient")
 
 
 def real_data() -> Path | None:

@@ -185,7 +185,7 @@ def score_range(backbone, case):
     return float(scores.max() - scores.min()) or 1.0
 
 
-drawn = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+drawn = settings(derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @family

@@ -102,7 +102,7 @@ def prompted(model, case):
 
 
 @given(case=cases())
-@settings(deadline=None, derandomize=True, max_examples=450)
+@settings(derandomize=True, max_examples=450)
 def test_real_tokens_as_a_prompt_score_like_the_tokens_themselves(case):
     model = encoder(case["kind"])
     wanted = plain(model.model, case)
@@ -112,7 +112,7 @@ def test_real_tokens_as_a_prompt_score_like_the_tokens_themselves(case):
 
 
 @given(case=cases())
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 def test_every_weight_gets_the_gradient_of_the_plain_forward(case):
     """The prompt's tokens are among the weights here, so its vectors' gradient is, too."""
     model = copy.deepcopy(encoder(case["kind"]))

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
@@ -156,7 +156,6 @@ def test_length_curves_name_eleven_of_many_languages():
 wanted = st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted)
 
 
-@settings(deadline=None)
 @given(wanted, st.floats(0, 10))
 def test_spread_names_do_not_touch_or_leave(wanted, gap):
     places = figures.spread(wanted, gap, 5, 95)
@@ -164,7 +163,6 @@ def test_spread_names_do_not_touch_or_leave(wanted, gap):
     assert places.min() >= 5 - 1e-9 and places.max() <= 95 + 1e-9
 
 
-@settings(deadline=None)
 @given(wanted, st.floats(0, 10))
 def test_spread_is_the_least_squares_solution(wanted, gap):
     n = len(wanted)
