@@ -1,6 +1,6 @@
 """Whether the Hub can be reached, asked once and quickly, before anything could hang on it.
 
-Stands before every download of data (`data.py`) and of models (`backbones.py`).
+Stands before every download of data (`data`), texts (`prose`) and models (`checkpoints`).
 """
 
 import threading
