@@ -367,7 +367,7 @@ def verify_exactness(backbone: Backbone, tolerance: float = 1e-4) -> None:
 
 @contextlib.contextmanager
 def must_be_exact(name: str, model: nn.Module, supported: str) -> Iterator[None]:
-    """Turn whatever fails in the block into InputError: this model cannot be used."""
+    """Turn whatever fails in the block into InputError: the model has not passed."""
     try:
         yield
     except Exception as error:  # another family's code may fail in any way
