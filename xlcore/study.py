@@ -223,7 +223,7 @@ class Study(Planned):
         selection: str = "best_dev",
         progress: bool = True,
     ) -> tuple[pd.DataFrame, list[tuning.Tuned]]:
-        """Train and score a method of `tuning.METHODS` on the same draws, one job after the other.
+        """Train and score a method of `tuning.TUNERS` on the same draws, one job after the other.
 
         Returns rows like those of `evaluate`, and every epoch's losses (seed, epoch, train_loss,
         dev_loss, dev_accuracy). `scope` is the weights that full tuning moves, "all" or "body".
@@ -255,7 +255,7 @@ class Study(Planned):
         Columns: learning_rate, seed, epoch, train_loss, dev_loss, dev_accuracy. A rate at which a
         loss is not finite is printed and has one row a seed with empty losses.
         """
-        choose("method", method, ["soft_prompt", *tuning.METHODS])
+        choose("method", method, ["soft_prompt", *tuning.TUNERS])
         found = []
         for rate in rates:
             jobs = [replace(job, learning_rate=rate) for job in self.jobs(backbone)]

@@ -50,7 +50,7 @@ class DeepPrefix(PrefixEncoder):
         return flat.view(self.shape).permute(1, 2, 3, 0, 4)
 
 
-class Method:
+class Tuner:
     """What a method trains on a backbone of its own, and how it reads a text's label state."""
 
     mixed = False  # whether training multiplies in bfloat16
@@ -72,7 +72,7 @@ class Method:
         return self.backbone.model.state_dict()
 
 
-class FineTuning(Method):
+class FineTuning(Tuner):
     """All weights, no prompt: the label word is read right behind the text."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -99,7 +99,7 @@ class JointTuning(FineTuning):
         return backbone.whole_pass(tokens, self.prompt.vectors(), self.layout)
 
 
-class LoRA(Method):
+class LoRA(Tuner):
     """Low-rank updates of every linear layer (Hu et al. 2022), by PEFT, merged after training."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -113,7 +113,7 @@ class LoRA(Method):
         return self.lora.merge_and_unload().state_dict()
 
 
-class PrefixTuning(Method):
+class PrefixTuning(Tuner):
     """Trained keys and values before the text in every layer (Li & Liang 2021), by PEFT."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -137,7 +137,7 @@ class PrefixTuning(Method):
         return {}
 
 
-METHODS: dict[str, type[Method]] = {
+TUNERS: dict[str, type[Tuner]] = {
     "joint_tuning": JointTuning,
     "fine_tuning": FineTuning,
     "lora": LoRA,
@@ -150,7 +150,7 @@ class Tuned:
     """A trained method at one epoch, on a backbone that holds its weights, ready to be read."""
 
     backbone: Backbone
-    method: Method
+    method: Tuner
     trained: int  # how many numbers were trained
     history: list[dict]  # epoch, train_loss, dev_loss, dev_accuracy
 
@@ -177,14 +177,14 @@ def tune(
     selection: str = "best_dev",
     progress: bool = True,
 ) -> Tuned:
-    """Train one job by a method of METHODS and return it at its best dev epoch, or its last.
+    """Train one job by a method of TUNERS and return it at its best dev epoch, or its last.
 
     fresh: makes an untouched copy of the backbone in a dtype. Weights are kept in fp32 and
     multiplied in the dtype of `like`, the study's frozen backbone, which is not touched. Batch
     order, loss, schedule and clipping are those of `training.fit`. Raises InputError for an unknown
     method, scope or selection, TrainingDiverged if a loss is not finite.
     """
-    kind = METHODS[choose("method", method, METHODS)]
+    kind = TUNERS[choose("method", method, TUNERS)]
     choose("scope", scope, SCOPES)
     choose("selection", selection, training.SELECTIONS)
     own = fresh(torch.float32)
@@ -280,7 +280,7 @@ def _held_out(measure, dev: Labelled, settings: Settings) -> dict[str, float]:
 
 
 def _measure(
-    made: Method, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
+    made: Tuner, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
     backbone, labels = made.backbone, side.labels[rows]
