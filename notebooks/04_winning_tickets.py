@@ -58,6 +58,7 @@ from xlcore import artefacts, figures, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
+from xlcore.methods import METHODS
 from xlcore.statistics import by_seed
 
 figures.style()
@@ -200,7 +201,7 @@ rows, losses, kept = [], [], None
 for method in methods:
     own = {"ltp": "movement", "random_ticket": "random"}.get(method)
     chosen = dict(ticket=found[own], strategy=own, scope=scope) if own else {}
-    chosen |= dict(scope=tuned) if method in ("fine_tuning", "dp", "sp", "mp") else {}
+    chosen |= dict(scope=tuned) if METHODS[method].full else {}
     for one in study.train(encoder, method, **chosen):
         rows.append(study.evaluate(encoder, [one], "winning_tickets"))
         losses.append(study.losses(one))

@@ -8,8 +8,11 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: handing over costs more than it gives
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("patient", deadline=None)  # other work on the machine slows examples down
+settings.load_profile("patient")
 
 
 def real_data() -> Path | None:
@@ -28,3 +31,16 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("no benchmark data: set XLCORE_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fail the test if weights are read, or the packages' weights converted."""
+    from xlcore import checkpoints
+
+    def read(*_):
+        pytest.fail("weights were read before the plan was checked")
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "_weights", read)
+    monkeypatch.setattr(checkpoints, "gemma_folder", read)
+    monkeypatch.setattr(checkpoints, "e5_folder", read)

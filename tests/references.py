@@ -8,6 +8,8 @@ import math
 from functools import cache
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from xlcore import checkpoints
@@ -113,6 +115,13 @@ def plain_fit(model, train, dev, start, batches, settings, position="suffix"):
             best = prompt.detach().clone()
         losses.append(loss)
     return best, prompt.detach(), losses
+
+
+def rewrite(path, tensors=None, **changes):
+    """Write a file anew, with changed metadata (None removes a key) or other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = {k: v for k, v in (file.metadata() | changes).items() if v is not None}
+    save_file(tensors or load_file(path), path, metadata)
 
 
 TINY_VECTORS = torch.rand(5, 32, generator=torch.Generator().manual_seed(9)) - 0.5

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-from references import FAMILIES, SCALE, padded, plain_scores, random_ids, tiny
+from references import FAMILIES, SCALE, padded, plain_scores, random_ids, rewrite, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -62,13 +62,6 @@ def saved(tmp_path):
     artefact = made_for("tiny-llama")
     save(tmp_path / "p.safetensors", artefact.vectors, artefact.card)
     return tmp_path / "p.safetensors"
-
-
-def rewrite(path, tensors=None, **changes):
-    """Write a file anew, with changed metadata (None removes a key) or other tensors."""
-    with safe_open(path, "pt") as file:
-        metadata = {k: v for k, v in (file.metadata() | changes).items() if v is not None}
-    save_file(tensors or load_file(path), path, metadata)
 
 
 # --- round trip -----------------------------------------------------------------------------------

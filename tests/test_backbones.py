@@ -185,7 +185,7 @@ def score_range(backbone, case):
     return float(scores.max() - scores.min()) or 1.0
 
 
-drawn = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+drawn = settings(derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @family
@@ -308,14 +308,6 @@ def test_a_decoder_with_a_window_over_columns_is_refused():
     layers = dict(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])
     with pytest.raises(InputError, match="exactness check"):
         verify_exactness(small("gpt_neo", window_size=256, **layers))
-
-
-def test_a_decoder_that_cannot_run_is_refused_in_words():
-    backbone = small("falcon", alibi=True)
-    try:
-        verify_exactness(backbone)
-    except InputError as error:
-        assert "exactness check" in str(error)
 
 
 def test_a_decoder_with_a_scale_of_its_own_is_refused():

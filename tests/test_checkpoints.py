@@ -285,25 +285,25 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch):
         checkpoints._gemma_parts()
 
 
-def convert(cache, made):
+def convert(model, cache, made):
     """Run in a process of its own: a slow conversion that records that it ran."""
 
-    def slow(target):
+    def slow(folder):
         with made.open("a") as file:
             file.write("converted\n")
         time.sleep(0.5)
-        target.mkdir()
 
-    checkpoints._convert_gemma = slow
-    gemma_folder(cache)
+    checkpoints._write_gemma = checkpoints.e5.write = slow
+    getattr(checkpoints, f"{model}_folder")(cache)
 
 
+@pytest.mark.parametrize("model", ("gemma", "e5"))
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_at_once_convert_once(tmp_path):
+def test_two_processes_at_once_convert_once(tmp_path, model):
     fork = multiprocessing.get_context("fork")
     made = tmp_path / "made"
-    both = [fork.Process(target=convert, args=(tmp_path / "cache", made)) for _ in range(2)]
+    both = [fork.Process(target=convert, args=(model, tmp_path / "cache", made)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

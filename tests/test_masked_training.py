@@ -205,7 +205,7 @@ class Toy(nn.Module):
         return self.third(x.tanh()) if hasattr(self, "third") else x
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(1, 5), st.integers(2, 6), st.booleans(), st.floats(0, 1), st.integers(0, 99),
     st.sampled_from((0.0, 0.3)), st.sampled_from((1e-2, 1e3)),

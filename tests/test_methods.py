@@ -397,6 +397,10 @@ def test_closing_punctuation_is_stripped(text, wanted):
     assert strip(text) == wanted
 
 
+def test_full_tuning_is_fine_tuning_and_its_prompted_forms():
+    assert [name for name in METHODS if METHODS[name].full] == ["fine_tuning", "dp", "sp", "mp"]
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 REFUSED = {

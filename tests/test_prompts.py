@@ -105,17 +105,6 @@ def test_lengths_at_the_ends_of_the_range_are_allowed(length):
     check_lengths([length], 128)
 
 
-def test_a_context_shorter_than_max_length_bounds_the_length():
-    with pytest.raises(InputError, match="allowed: 1 to 62"):
-        check_lengths([63], 128, context=64)
-    check_lengths([62], 128, context=64)
-
-
-def test_a_longer_context_does_not_widen_the_range():
-    with pytest.raises(InputError, match="allowed: 1 to 126"):
-        check_lengths([127], 128, context=2048)
-
-
 def test_unknown_position_is_refused_by_prompt_and_layout():
     with pytest.raises(InputError, match="prompt position 'sufix'; did you mean suffix"):
         SoftPrompt(torch.zeros(2, 4), "sufix")

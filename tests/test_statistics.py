@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 from scipy import stats
 
@@ -255,7 +255,6 @@ def test_holm_counts_a_test_without_p():
     assert holm([0.01, NAN, 0.02]) == pytest.approx([0.03, NAN, 0.04], nan_ok=True)
 
 
-@settings(deadline=None)
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=8), some.floats(0.001, 0.5))
 def test_holm_rejects_what_stepping_down_rejects(p, level):
     left, rejected = sorted(range(len(p)), key=p.__getitem__), set()

@@ -87,14 +87,14 @@ def drawn_scores(draw):
 # --- selection ------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(drawn_scores())
 def test_selection_is_that_of_a_stable_sort(drawn):
     scores, k = drawn
     assert np.array_equal(flat(select(scores, k)), by_sorting(scores, k))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(drawn_scores().filter(lambda x: sum(s.numel() for s in x[0].values()) < 999))
 def test_nothing_is_lost_where_one_chunk_ends_and_the_next_begins(drawn):
     scores, k = drawn
@@ -102,7 +102,7 @@ def test_nothing_is_lost_where_one_chunk_ends_and_the_next_begins(drawn):
         assert np.array_equal(flat(select(scores, k)), by_sorting(scores, k))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(drawn_scores())
 def test_per_layer_gives_every_tensor_its_share_of_k_and_the_largest_fractions_the_rest(drawn):
     scores, k = drawn
@@ -116,7 +116,7 @@ def test_per_layer_gives_every_tensor_its_share_of_k_and_the_largest_fractions_t
         assert np.array_equal(ticket.mask(name).numpy().ravel(), by_sorting({name: s}, share))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(drawn_scores(), st.integers(0, 500))
 def test_a_smaller_ticket_lies_within_a_larger_one(drawn, fewer):
     scores, k = drawn
@@ -373,7 +373,7 @@ def test_the_indices_are_those_of_a_dense_mask(model):
         assert ticket.active[name] == len(wanted)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=70))
 @example([(False, False)])
 @example([(True, False), (False, True)])

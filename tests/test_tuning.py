@@ -20,7 +20,7 @@ TRAIN = labelled((3, 12, 7, 20, 5, 9, 30, 4), (0, 1, 2, 3, 4, 5, 6, 0), seed=1)
 DEV = labelled((6, 10, 3, 18), (0, 3, 5, 6), seed=2)
 QUICK = Settings(epochs=2, batch_size=4, learning_rate=0.01)
 family = pytest.mark.parametrize("name", FAMILIES)
-method = pytest.mark.parametrize("kind", tuning.METHODS)
+method = pytest.mark.parametrize("kind", tuning.TUNERS)
 
 
 def fresh(name):

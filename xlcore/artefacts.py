@@ -21,6 +21,7 @@ from xlcore.checkpoints import DTYPES
 from xlcore.errors import InputError, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.tickets import Tensors, Ticket
+from xlcore.training import SELECTIONS, Job, Trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from xlcore.backbones import Backbone
     from xlcore.encoders import Encoder
     from xlcore.study import Study
-    from xlcore.training import Job, Trained
 
 FORMAT = "1"  # raised when files of the old form can no longer be read
 TENSOR, PEFT_TENSOR = "prompt", "prompt_embeddings"
@@ -141,7 +141,7 @@ def _table(header: list[str], rows: Iterable) -> str:
 
 
 def from_study(
-    study: "Study", backbone: "Backbone", job: "Job", trained: "Trained", rows: "pd.DataFrame",
+    study: "Study", backbone: "Backbone", job: Job, trained: Trained, rows: "pd.DataFrame",
     selection: str = "best_dev",
 ) -> Artefact:  # fmt: skip
     """Gather one trained prompt of a study, at its best dev epoch or its last, and its scores.
@@ -149,7 +149,7 @@ def from_study(
     rows: what `Study.evaluate` gave. Raises InputError for an unknown selection, or if the rows
     hold no score, or several, of this prompt for a language and metric.
     """
-    best = choose("selection", selection, ("best_dev", "last")) == "best_dev"
+    name = SELECTIONS[choose("selection", selection, SELECTIONS)]
     rate = job.learning_rate or study.settings.learning_rate
     key = dict(seed=job.seed, length=len(job.prompt), learning_rate=rate, selection=selection)
     mine = rows[(rows[list(key)] == list(key.values())).all(axis=1)]
@@ -158,13 +158,13 @@ def from_study(
     scores: dict[str, dict[str, float]] = {}
     for row in mine.itertuples():
         scores.setdefault(row.language, {})[row.metric] = float(row.value)
-    epoch = trained.best_epoch if best else len(trained.history)
+    epoch = trained.best_epoch if name == "best" else len(trained.history)
     about = dict(epoch=epoch, init=study.init, shots=study.draws[0].shots)
     training = asdict(study.settings) | key | about
     words = dict(zip(study.verbalizer.labels, study.verbalizer.words, strict=True))
     facts = study.facts(backbone)
     card = Card(facts["backbone"], job.prompt.position, words, facts["data"], training, scores)
-    return Artefact(trained.best if best else trained.last, card)
+    return Artefact(getattr(trained, name), card)
 
 
 def from_encoder(
@@ -235,24 +235,18 @@ def apply(artefact: Artefact, encoder: "Encoder") -> Iterator[Tensor | None]:
     check_base("to apply", artefact, encoder)
     _check_untouched(encoder)
     ticket, values = artefact.ticket or Ticket({}, {}), artefact.values or {}
-    with _wearing_head(encoder, artefact), MaskedWeights(encoder.model, ticket, values):
+    with contextlib.ExitStack() as leaving:
+        if artefact.head is not None:
+            leaving.callback(_put_head, encoder, _head_of(encoder), encoder.mlm_head)
+            _put_head(encoder, artefact.head, artefact.card.base["mlm_head"])
+        leaving.enter_context(MaskedWeights(encoder.model, ticket, values))
         encoder.model.requires_grad_(False)
         yield None if artefact.vectors is None else artefact.vectors.to(encoder.device)
 
 
-@contextlib.contextmanager
-def _wearing_head(encoder: "Encoder", artefact: Artefact) -> Iterator[None]:
-    if artefact.head is None:
-        yield
-        return
-    model, mark, kept = encoder.model, encoder.mlm_head, _head_of(encoder)
-    try:
-        model.load_state_dict(artefact.head, strict=False)
-        model.config.mlm_head = artefact.card.base["mlm_head"]
-        yield
-    finally:
-        model.load_state_dict(kept, strict=False)
-        model.config.mlm_head = mark
+def _put_head(encoder: "Encoder", head: Tensors, mark: str) -> None:
+    encoder.model.load_state_dict(head, strict=False)
+    encoder.model.config.mlm_head = mark
 
 
 def _head_of(encoder: "Encoder") -> dict[str, Tensor]:

@@ -341,6 +341,7 @@ def weights_sha256(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
 def verify_exactness(backbone: Backbone, tolerance: float = 1e-4) -> None:
     """Check that prompts made of real tokens give the scores of feeding those tokens.
 
@@ -348,31 +349,42 @@ def verify_exactness(backbone: Backbone, tolerance: float = 1e-4) -> None:
     holds, with both paddings, in fp32. Raises InputError if the decoder cannot be run so, or if a
     score differs by more than `tolerance` of the largest.
     """
-    g = torch.Generator().manual_seed(0)
-    ids = [torch.randint(5, backbone.words, (n,), generator=g).tolist() for n in (3, 9, 60, 77)]
     layout = Layout((50,) * 10 + (5, 2))
-    prompt = torch.randint(5, backbone.words, (sum(layout.lengths),), generator=g)
-    last = prompt.split(list(layout.lengths))[-2:]  # the farthest from their texts
-    try:
+    *ids, prompt = random_texts(backbone.words, (3, 9, 60, 77, sum(layout.lengths)))
+    last = prompt[-7:-2], prompt[-2:]  # the prompts farthest from their texts
+    supported = "XGLM, BLOOM, Gemma 3, and decoders that pass (Llama-like ones do)"
+    with must_be_exact(backbone.name, backbone.model, supported):
+        vectors = backbone.word_vectors(torch.tensor(prompt, device=backbone.device))
         for side in ("right", "left"):
             states = backbone.encode(pad(ids, backbone.device, side))
-            with torch.no_grad():
-                found = backbone.prompt_states(states, backbone.word_vectors(prompt), layout)
+            found = backbone.prompt_states(states, vectors, layout)
             for r, text in enumerate(ids):
                 for hidden, words in zip(found[r, -2:], last, strict=True):
-                    _compare(backbone, hidden, text + words.tolist(), tolerance)
+                    whole = torch.tensor([text + words], device=backbone.device)
+                    wanted = backbone.model(input_ids=whole).logits[0, -1].float()  # (V,)
+                    check_close(backbone.logits(hidden), wanted, tolerance)
+
+
+@contextlib.contextmanager
+def must_be_exact(name: str, model: nn.Module, supported: str) -> Iterator[None]:
+    """Turn whatever fails in the block into InputError: the model has not passed."""
+    try:
+        yield
     except Exception as error:  # another family's code may fail in any way
         raise InputError(
-            f"model {backbone.name!r} ({type(backbone.model).__name__}) does not pass the "
-            f"exactness check: {error}; soft prompts would not stand where its word embeddings do. "
-            "Supported: XGLM, BLOOM, Gemma 3, and decoders that pass (Llama-like ones do)"
+            f"model {name!r} ({type(model).__name__}) does not pass the exactness check: {error}; "
+            f"soft prompts would not stand where its word embeddings do. Supported: {supported}"
         ) from error
 
 
-@torch.no_grad()
-def _compare(backbone: Backbone, hidden: Tensor, ids: list[int], tolerance: float) -> None:
-    whole = torch.tensor([ids], device=backbone.device)
-    wanted = backbone.model(input_ids=whole).logits[0, -1].float()
-    gap = (backbone.logits(hidden) - wanted).abs().max() / wanted.abs().max()
+def random_texts(words: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Return a text of random token ids for each length, always the same."""
+    g = torch.Generator().manual_seed(0)
+    return [torch.randint(5, words, (n,), generator=g).tolist() for n in lengths]
+
+
+def check_close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Raise ArithmeticError if scores differ by more than `tolerance` of the largest wanted."""
+    gap = (found - wanted).abs().max() / wanted.abs().max()
     if not gap <= tolerance:
         raise ArithmeticError(f"scores differ by {gap:.1e} of the largest")

@@ -9,8 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -217,11 +216,6 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     return find(name).load(device, dtype)
 
 
-def load_encoder(name: str, device: str = "auto", dtype: str = "auto") -> Encoder:
-    """Find and load an encoder by name; see `find` and `Checkpoint.load`."""
-    return find(name, "encoder").load(device, dtype)
-
-
 def _carried(name: str, kind: str) -> Checkpoint:
     """Return the checkpoint of a model out of packages; e5 may come from elsewhere without them."""
     if CARRIED[name] != kind:
@@ -344,51 +338,44 @@ def choose_dtype(dtype: str, device: torch.device) -> str:
 # --- models out of packages ---------------------------------------------------------------------
 
 
-def _once(target: Path, convert: Callable[[Path], None]) -> Path:
-    """Return a folder in the cache; the first call makes it, later ones find it.
+def _converted(target: Path, seconds: int, write: Callable[[Path], None]) -> Path:
+    """Return a model's folder in the cache; the first call has it written, later ones find it.
 
     The folder appears all at once and only one process makes it.
     """
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_dir():
-                convert(target)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = target.name.rpartition("-")[0]
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():
+            return target
+        print(f"backbone {name}: converting the packages' weights once (about {seconds} s)",
+              file=sys.stderr)  # fmt: skip
+        for old in target.parent.glob(f".{name}-*"):  # left by a process that was killed
+            shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            with _quiet():
+                write(made)
+            made.rename(target)
     return target
 
 
-@contextmanager
-def _making(target: Path, seconds: int) -> Iterator[Path]:
-    """Give a temporary folder to fill, which is then moved into place."""
-    name = target.name.rpartition("-")[0]
-    print(f"backbone {name}: converting the packages' weights once (about {seconds} s)",
-          file=sys.stderr)  # fmt: skip
-    for old in target.parent.glob(f".{name}-*"):  # left by a process that was killed
-        shutil.rmtree(old)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
-        made = Path(temporary) / "made"
-        made.mkdir()
-        yield made
-        made.rename(target)
-
-
 def e5_folder(cache: Path | None = None) -> Path:
-    """Return a folder with multilingual-e5-small as safetensors; see `_once` and `e5.write`."""
-    return _once((cache or user_cache_path("xlcore")) / f"{e5.NAME}-{E5_KEY}", _convert_e5)
-
-
-def _convert_e5(target: Path) -> None:
-    with _making(target, 10) as made, _quiet():
-        e5.write(made)
+    """Return a folder with multilingual-e5-small as safetensors; see `e5.write`."""
+    cache = cache or user_cache_path("xlcore")
+    return _converted(cache / f"{e5.NAME}-{E5_KEY}", 10, e5.write)
 
 
 def gemma_folder(cache: Path | None = None) -> Path:
-    """Return a folder with Gemma as safetensors; see `_once`.
+    """Return a folder with Gemma as safetensors.
 
     Raises InputError if a package is missing or its content is not the pinned one.
     """
     cache = cache or user_cache_path("xlcore")
-    return _once(cache / f"{GEMMA}-{GEMMA_SHA256[:16]}", _convert_gemma)
+    return _converted(cache / f"{GEMMA}-{GEMMA_SHA256[:16]}", 45, _write_gemma)
 
 
 def _gemma_parts() -> list[Path]:
@@ -420,20 +407,17 @@ def _assemble_gemma(target: Path) -> None:
         )
 
 
-def _convert_gemma(target: Path) -> None:
+def _write_gemma(folder: Path) -> None:
     """Dequantise the GGUF file to fp32 safetensors."""
-    with _making(target, 45) as made:
-        source = made.parent / "gguf"
-        source.mkdir()
-        _assemble_gemma(source / "gemma.gguf")
-        with _quiet():
-            given = dict(gguf_file="gemma.gguf")
-            AutoTokenizer.from_pretrained(source, **given).save_pretrained(made)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **given)
-        del model.config.quantization_config
-        model.config.save_pretrained(made)
-        state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-        save_file(state, made / "model.safetensors", {"format": "pt"})
+    with tempfile.TemporaryDirectory(dir=folder.parent) as source:
+        _assemble_gemma(Path(source) / "gemma.gguf")
+        given = dict(gguf_file="gemma.gguf")
+        AutoTokenizer.from_pretrained(source, **given).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **given)
+    del model.config.quantization_config
+    model.config.save_pretrained(folder)
+    state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
 # --- tiny random models -------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from xlcore.cloze import TEMPLATES, cloze, strip
 from xlcore.data import Draw, TaskData, draw, fewer_tests, load
 from xlcore.encoders import KEYED, Encoder
 from xlcore.errors import InputError, choose
-from xlcore.methods import METHODS, SELECTIONS, Recipe, Settings, Trained
-from xlcore.prompts import INITS, REPARAMETERIZATIONS, Verbalizer, check_lengths
+from xlcore.methods import METHODS, Recipe, Settings, Trained
+from xlcore.prompts import Verbalizer, check_lengths, check_start
 from xlcore.study import Planned, check_different, label_words, make_settings
 from xlcore.tickets import Ticket
-from xlcore.training import Labelled, check_number
+from xlcore.training import SELECTIONS, Labelled
 
 IN_LANGUAGE = "in-language"
 
@@ -77,9 +77,7 @@ class EncoderStudy(Planned):
         check_different("seeds", seeds)
         rates = _rates(methods, rates or {}, chosen, "learning_rate" in settings)
         choose("selection", selection, SELECTIONS)
-        choose("init", init, INITS)
-        choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
-        check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
+        check_start(init, reparameterization, hidden)
         check_lengths([length], chosen.max_length)
         choose_device(device)
         own = train_language == IN_LANGUAGE

@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from xlcore.backbones import Backbone, Tokens, additive, pad, weights_sha256
+from xlcore.backbones import (
+    Backbone,
+    Tokens,
+    additive,
+    check_close,
+    must_be_exact,
+    pad,
+    random_texts,
+    weights_sha256,
+)
 from xlcore.cloze import POSITIONS, Cloze, cloze, insert
 from xlcore.errors import InputError, choose
 
@@ -104,11 +113,9 @@ class Encoder:
         """
         return getattr(self.model.config, "mlm_head", "pretrained")
 
-    def tokenize(
-        self, template: str, rows: Sequence[Mapping], max_tokens: int, padding: str = "right"
-    ) -> Cloze:
+    def tokenize(self, template: str, rows: Sequence[Mapping], max_tokens: int) -> Cloze:
         """Return filled templates as tokens (B, T) on the model's device; see `cloze`."""
-        return cloze(self.tokenizer, template, rows, max_tokens, padding, self.device)
+        return cloze(self.tokenizer, template, rows, max_tokens, device=self.device)
 
     def word_vectors(self, ids: Tensor) -> Tensor:
         """Return word embeddings (..., d), a prompt's level: before positions and LayerNorm."""
@@ -249,8 +256,8 @@ def verify_exactness(encoder: Encoder, tolerance: float = 1e-4) -> None:
     the encoder cannot be run so, or if a score differs by more than `tolerance` of the largest.
     """
     places = [(0, 0, 0, 3), (4, 0, 4, 9), (30, 0, 30, 60), (76, 0, 76, 77)]  # label and slots
-    try:
-        *texts, prompt = _random_texts(encoder, (3, 9, 60, 77, 5))
+    with must_be_exact(encoder.name, encoder.model, "XLM-R, BERT, and encoders that pass"):
+        *texts, prompt = random_texts(encoder.words, (3, 9, 60, 77, 5))
         for text, (label, *_) in zip(texts, places, strict=True):
             text[label] = encoder.tokenizer.mask_token_id
         place = torch.tensor(places, device=encoder.device)
@@ -261,27 +268,8 @@ def verify_exactness(encoder: Encoder, tolerance: float = 1e-4) -> None:
             found = encoder.mask_states(tokens, vectors, position)
             for hidden, text, (label, *slots) in zip(found, texts, places, strict=True):
                 at = slots[POSITIONS.index(position)]
-                ids = text[:at] + prompt + text[at:]
-                _compare(encoder, hidden, ids, label + len(prompt) * (at <= label), tolerance)
-    except Exception as error:  # another family's code may fail in any way
-        raise InputError(
-            f"model {encoder.name!r} ({type(encoder.model).__name__}) does not pass the exactness "
-            f"check: {error}; soft prompts would not stand where its word embeddings do. "
-            "Supported: XLM-R, BERT, and encoders that pass"
-        ) from error
-
-
-def _random_texts(encoder: Encoder, lengths: Sequence[int]) -> list[list[int]]:
-    g = torch.Generator().manual_seed(0)
-    return [torch.randint(5, encoder.words, (n,), generator=g).tolist() for n in lengths]
-
-
-def _compare(
-    encoder: Encoder, hidden: Tensor, ids: list[int], label: int, tolerance: float
-) -> None:
-    whole = torch.tensor(ids, device=encoder.device)
-    wanted = encoder.model(input_ids=whole[None]).logits[0, label].float()  # (V,)
-    found = torch.cat([encoder.logits(hidden), encoder.logits(hidden, whole)])
-    gap = (found - torch.cat([wanted, wanted[whole]])).abs().max() / wanted.abs().max()
-    if not gap <= tolerance:
-        raise ArithmeticError(f"scores differ by {gap:.1e} of the largest")
+                whole = torch.tensor(text[:at] + prompt + text[at:], device=encoder.device)
+                moved = label + len(prompt) * (at <= label)
+                wanted = encoder.model(input_ids=whole[None]).logits[0, moved].float()  # (V,)
+                scores = torch.cat([encoder.logits(hidden), encoder.logits(hidden, whole)])
+                check_close(scores, torch.cat([wanted, wanted[whole]]), tolerance)

@@ -4,7 +4,8 @@ Used by every module before any expensive step; nothing here knows about models 
 """
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
@@ -32,3 +33,11 @@ def choose(thing: str, value: object, allowed: Iterable[str]) -> str:
     raise InputError(
         f"unknown {thing} {value!r}; did you mean {close}? allowed: {', '.join(allowed)}"
     )
+
+
+def check_number(name: str, value: object, kind: type, rule: str, holds: Callable) -> None:
+    """Refuse a value of another type, one that is not finite, and one that breaks the rule."""
+    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not (fits and math.isfinite(value) and holds(value)):
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} {value!r} must be {rule}, {what}")

@@ -42,14 +42,14 @@ SMALL = 7
 LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
 )  # fmt: skip
-METHODS = {
+METHOD_NAMES = {
     "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt, model tuned",
     "fine_tuning": "model tuned, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
 }  # fmt: skip
 SCALES = {  # what accuracy is drawn against
     "length": "prompt length (tokens, log scale)", "learning_rate": "learning rate (log scale)",
 }  # fmt: skip
-NAMES = METHODS | {
+NAMES = METHOD_NAMES | {
     "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
     "prompt_only": "soft prompt only", "bitfit": "BitFit", "dp": "DP", "sp": "SP", "mp": "MP",
 }  # fmt: skip
@@ -127,8 +127,8 @@ def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     names = list(names)
     if len(names) > len(LOOKS):
         raise InputError(f"{len(names)} conditions in one figure; at most {len(LOOKS)} are legible")
-    turn = list(METHODS) if set(names) <= set(METHODS) else names
-    return {n: (METHODS.get(n, n), *LOOKS[turn.index(n)]) for n in turn if n in names}
+    turn = list(METHOD_NAMES) if set(names) <= set(METHOD_NAMES) else names
+    return {n: (METHOD_NAMES.get(n, n), *LOOKS[turn.index(n)]) for n in turn if n in names}
 
 
 def _panels(high: int, wide: int, height: float, **options: object) -> tuple[Figure, np.ndarray]:

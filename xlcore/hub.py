@@ -1,6 +1,6 @@
 """Whether the Hub can be reached, asked once and quickly, before anything could hang on it.
 
-Stands before every download of data (`data.py`) and of models (`backbones.py`).
+Stands before every download of data (`data`), texts (`prose`) and models (`checkpoints`).
 """
 
 import threading
@@ -29,9 +29,9 @@ def hub_available(timeout: float = 5.0) -> bool:
     return bool(answers) and answers[0] < 500
 
 
-def require_hub(what: str, instead: str = "", timeout: float = 5.0) -> None:
+def require_hub(what: str, instead: str = "") -> None:
     """Raise InputError, naming `what` needs the Hub and what to do `instead`, if it is away."""
-    if not hub_available(timeout):
+    if not hub_available():
         raise no_hub(what, instead)
 
 

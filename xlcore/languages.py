@@ -126,7 +126,7 @@ def resolve_all(queries: Iterable[str] | str) -> tuple[Language, ...]:
     return tuple(asked)
 
 
-def distances(source: str = "eng", least_observed: float = 0.0) -> pd.DataFrame:
+def distances(source: str = "eng") -> pd.DataFrame:
     """Return how far each language lies from `source`: 0 for itself, at most 1, NaN if unknown.
 
     Rows are `LANGUAGES` by iso639_3, columns `DISTANCES`, from the URIEL tables in lang2vec:
@@ -136,10 +136,9 @@ def distances(source: str = "eng", least_observed: float = 0.0) -> pd.DataFrame:
     - geographic: great circle over half the circumference, between the two points recovered from
       their angles to URIEL's 299 reference points.
     lang2vec 1.1.2 holds the vectors, not URIEL's precomputed distances: these are our definitions.
-    A typological distance needs `coverage` of at least `least_observed` on both sides, else NaN.
     The first call for a source prints what is NaN and what rests on completed values alone.
-    Raises InputError for an unknown source, one without a URIEL row, or a share outside [0, 1];
-    ModuleNotFoundError without lang2vec. Source of the vectors: Littell et al. 2017.
+    Raises InputError for an unknown source or one without a URIEL row, ModuleNotFoundError without
+    lang2vec. Source of the vectors: Littell et al. 2017.
     """
     start = resolve(source)
     if start.uriel is None:
@@ -147,19 +146,14 @@ def distances(source: str = "eng", least_observed: float = 0.0) -> pd.DataFrame:
             f"source {source!r}: URIEL has no row for {start.name}; allowed are the languages of"
             " xlcore/languages.tsv with a uriel code"
         )
-    if not 0 <= least_observed <= 1:
-        raise InputError(f"least_observed {least_observed!r}: allowed is a share from 0 to 1")
-    return _distances(start, least_observed).copy()
+    return _distances(start).copy()
 
 
 @cache  # also so that its line is printed once
-def _distances(start: Language, least_observed: float) -> pd.DataFrame:
+def _distances(start: Language) -> pd.DataFrame:
     vectors, shares = _vectors(), coverage()
     row = LANGUAGES.index(start)
     frame = pd.DataFrame({c: _distance(c, vectors[c], row) for c in DISTANCES}, index=shares.index)
-    for column in TYPOLOGY:
-        known = shares[column] >= least_observed
-        frame[column] = frame[column].where(known & known[start.iso639_3])
     print(_report(frame, shares, start))
     return frame
 

@@ -17,15 +17,14 @@ from torch.nn import functional as F
 from xlcore import evaluation, prompts, training
 from xlcore.cloze import Cloze
 from xlcore.encoders import KEYED, Encoder, moving
-from xlcore.errors import InputError, choose
+from xlcore.errors import InputError, check_number, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import Labelled, TrainingDiverged, check_number, mixed_precision
+from xlcore.training import SELECTIONS, Labelled, TrainingDiverged, mixed_precision
 from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
 
-SELECTIONS = ("best_dev", "last")
 Reader = Callable[[Cloze], Tensor]  # clozes to the hidden states of their mask tokens (B, d)
 
 
@@ -71,15 +70,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         kind = METHODS[choose("method", self.method, METHODS)]
-        choose("init", self.init, prompts.INITS)
-        choose("reparameterization", self.reparameterization, prompts.REPARAMETERIZATIONS)
-        for name in ("length", "hidden"):
-            check_number(name, getattr(self, name), int, "greater than 0", lambda x: x > 0)
-        told = (self.ticket, self.strategy, None if kind.trains is everything else self.scope)
+        prompts.check_start(self.init, self.reparameterization, self.hidden)
+        check_number("length", self.length, int, "greater than 0", lambda x: x > 0)
+        told = (self.ticket, self.strategy, None if kind.full else self.scope)
         if (None in told) if kind.trains is ticket else any(x is not None for x in told):
             needs = "needs a" if kind.trains is ticket else "takes no"
             raise InputError(f"method {self.method!r} {needs} ticket, with its strategy and scope")
-        if kind.trains is everything:
+        if kind.full:
             choose("scope", self.scope or "all", SCOPES)
 
     @property
@@ -177,6 +174,11 @@ class Method:
     template: str = "plain"
     position: str | None = None  # where the soft prompt stands; None: there is none
     rate: float = 3e-4  # default learning rate of all but the prompt
+
+    @property
+    def full(self) -> bool:
+        """Whether it tunes the full model, so that it takes a scope of full tuning."""
+        return self.trains is everything
 
 
 METHODS = {

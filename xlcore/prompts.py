@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from xlcore.errors import InputError, choose
+from xlcore.errors import InputError, check_number, choose
 
 if TYPE_CHECKING:
     from xlcore.backbones import Backbone
@@ -95,18 +95,24 @@ def initialize(
     return backbone.word_vectors(ids.to(backbone.device)).detach().float().cpu()
 
 
-def check_lengths(lengths: Iterable[int], max_length: int, context: int | None = None) -> None:
+def check_start(init: str, reparameterization: str, hidden: int) -> None:
+    """Refuse an unknown init or reparameterization, and a width inside it that is none."""
+    choose("init", init, INITS)
+    choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
+    check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
+
+
+def check_lengths(lengths: Iterable[int], max_length: int) -> None:
     """Refuse prompt lengths that are not whole, below 1, or leave no room for a text.
 
-    `max_length` counts text, prompt and one end token; `context` is the backbone's own limit.
-    Raises InputError that names the length and the range allowed.
+    `max_length` counts text, prompt and one end token. Raises InputError that names the length and
+    the range allowed.
     """
-    limit = min(max_length, context or max_length)
     for n in lengths:
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= limit - 2:
-            why = f"text, prompt and end token share {limit} tokens"
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= max_length - 2:
+            why = f"text, prompt and end token share {max_length} tokens"
             raise InputError(
-                f"prompt length {n!r} is not possible; allowed: 1 to {limit - 2} ({why})"
+                f"prompt length {n!r} is not possible; allowed: 1 to {max_length - 2} ({why})"
             )
 
 

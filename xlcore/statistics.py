@@ -51,8 +51,8 @@ class Effect(NamedTuple):
         return "supported" if (ends > 0).all() else "contradicted"
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean and its Student t interval (mean, low, high); one value has no interval.
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % Student t interval (mean, low, high); one value has none.
 
     The values must be independent, so average over languages first and pass one value per seed.
     """
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = float(values.mean())
     if len(values) == 1:
         return mean, float("nan"), float("nan")
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return mean, float(mean - half), float(mean + half)
 
 

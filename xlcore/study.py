@@ -18,26 +18,15 @@ from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
 from xlcore.data import Draw, TaskData, draw, load
 from xlcore.errors import InputError, choose
 from xlcore.prompts import (
-    INITS,
     POSITIONS,
-    REPARAMETERIZATIONS,
     Reparameterization,
     SoftPrompt,
     Verbalizer,
     check_lengths,
+    check_start,
     initialize,
 )
-from xlcore.training import (
-    Job,
-    Labelled,
-    Settings,
-    Trained,
-    TrainingDiverged,
-    check_number,
-    fit,
-)
-
-SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch's vectors, and `Trained`'s name
+from xlcore.training import SELECTIONS, Job, Labelled, Settings, Trained, TrainingDiverged, fit
 
 
 class Planned:
@@ -148,10 +137,8 @@ class Study(Planned):
             raise InputError(
                 f"length_rates {length_rates!r} must be one rate for each of lengths {lengths!r}"
             )
-        choose("init", init, INITS)
+        check_start(init, reparameterization, hidden)
         choose("prompt position", position, POSITIONS)
-        choose("reparameterization", reparameterization, REPARAMETERIZATIONS)
-        check_number("hidden", hidden, int, "greater than 0", lambda x: x > 0)
         choose_dtype(dtype, choose_device(device))
         check_lengths(lengths, chosen.max_length)
         data = load(task, languages, source)
@@ -236,7 +223,7 @@ class Study(Planned):
         selection: str = "best_dev",
         progress: bool = True,
     ) -> tuple[pd.DataFrame, list[tuning.Tuned]]:
-        """Train and score a method of `tuning.METHODS` on the same draws, one job after the other.
+        """Train and score a method of `tuning.TUNERS` on the same draws, one job after the other.
 
         Returns rows like those of `evaluate`, and every epoch's losses (seed, epoch, train_loss,
         dev_loss, dev_accuracy). `scope` is the weights that full tuning moves, "all" or "body".
@@ -270,7 +257,7 @@ class Study(Planned):
         Columns: learning_rate, seed, epoch, train_loss, dev_loss, dev_accuracy. A rate at which a
         loss is not finite is printed and has one row a seed with empty losses.
         """
-        choose("method", method, ["soft_prompt", *tuning.METHODS])
+        choose("method", method, ["soft_prompt", *tuning.TUNERS])
         found = []
         for rate in rates:
             jobs = [replace(job, learning_rate=rate) for job in self.jobs(backbone)]

@@ -7,7 +7,6 @@ LTP (arXiv 2404.01242): XNLI, AmericasNLI; splits and label words of Zhao & Schu
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xlcore.errors import choose
 from xlcore.languages import Language
 
 
@@ -103,8 +102,3 @@ def _nli() -> Task:
 
 
 TASKS = {"topics": _topics(), "nli": _nli()}
-
-
-def task(name: str) -> Task:
-    """Return the task called `name`; InputError with the nearest names if there is none."""
-    return TASKS[choose("task", name, TASKS)]

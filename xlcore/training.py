@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from xlcore.backbones import Backbone, TextStates, Tokens, pad
-from xlcore.errors import InputError, choose
+from xlcore.errors import InputError, check_number, choose
 from xlcore.prompts import Layout, SoftPrompt, Verbalizer
 
 LOSSES = ("vocabulary", "label_words")
+SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch to keep, and `Trained`'s name
 HEAD_ROWS = 128  # rows of (V,) scores held at once: 128 MB at 262,144 words
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # prompt tokens a pass: bounds activations
 
@@ -47,14 +48,6 @@ class Settings:
         check_number(
             "warmup", self.warmup, float, "at least 0 and less than 1", lambda x: 0 <= x < 1
         )
-
-
-def check_number(name: str, value: object, kind: type, rule: str, holds: Callable) -> None:
-    """Refuse a value of another type, one that is not finite, and one that breaks the rule."""
-    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if not (fits and math.isfinite(value) and holds(value)):
-        what = "a whole number" if kind is int else "a number"
-        raise InputError(f"{name} {value!r} must be {rule}, {what}")
 
 
 @dataclass(frozen=True)

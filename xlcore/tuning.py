@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, get_linear_schedule_with_warmup
 
-from xlcore import evaluation
+from xlcore import evaluation, training
 from xlcore.backbones import Backbone, Tokens, causal
 from xlcore.errors import choose
 from xlcore.prompts import Layout, Verbalizer
@@ -58,7 +58,7 @@ class DeepPrefix(PrefixEncoder):
         return flat.view(self.shape).permute(1, 2, 3, 0, 4)
 
 
-class Method:
+class Tuner:
     """What a method trains on a backbone of its own, and how it reads a text's label state."""
 
     mixed = False  # whether training multiplies in bfloat16
@@ -80,7 +80,7 @@ class Method:
         return self.backbone.model.state_dict()
 
 
-class FineTuning(Method):
+class FineTuning(Tuner):
     """All weights, no prompt: the label word is read right behind the text."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -107,7 +107,7 @@ class JointTuning(FineTuning):
         return backbone.whole_pass(tokens, self.prompt.vectors(), self.layout)
 
 
-class LoRA(Method):
+class LoRA(Tuner):
     """Low-rank updates of every linear layer (Hu et al. 2022), by PEFT, merged after training."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -121,7 +121,7 @@ class LoRA(Method):
         return self.lora.merge_and_unload().state_dict()
 
 
-class PrefixTuning(Method):
+class PrefixTuning(Tuner):
     """Trained keys and values before the text in every layer (Li & Liang 2021), by PEFT."""
 
     def __init__(self, backbone: Backbone, job: Job, max_length: int, scope: str) -> None:
@@ -145,7 +145,7 @@ class PrefixTuning(Method):
         return {}
 
 
-METHODS: dict[str, type[Method]] = {
+TUNERS: dict[str, type[Tuner]] = {
     "joint_tuning": JointTuning,
     "fine_tuning": FineTuning,
     "lora": LoRA,
@@ -158,7 +158,7 @@ class Tuned:
     """A trained method at one epoch, on a backbone that holds its weights, ready to be read."""
 
     backbone: Backbone
-    method: Method
+    method: Tuner
     trained: int  # how many numbers were trained
     history: list[dict]  # epoch, train_loss, dev_loss, dev_accuracy
 
@@ -185,16 +185,16 @@ def tune(
     selection: str = "best_dev",
     progress: bool = True,
 ) -> Tuned:
-    """Train one job by a method of METHODS and return it at its best dev epoch, or its last.
+    """Train one job by a method of TUNERS and return it at its best dev epoch, or its last.
 
     fresh: makes an untouched copy of the backbone in a dtype. Weights are kept in fp32 and
     multiplied in the dtype of `like`, the study's frozen backbone, which is not touched. Batch
     order, loss, schedule and clipping are those of `training.fit`. Raises InputError for an unknown
     method, scope or selection, TrainingDiverged if a loss is not finite.
     """
-    kind = METHODS[choose("method", method, METHODS)]
+    kind = TUNERS[choose("method", method, TUNERS)]
     choose("scope", scope, SCOPES)
-    choose("selection", selection, ("best_dev", "last"))
+    choose("selection", selection, training.SELECTIONS)
     own = fresh(torch.float32)
     own.model.to(like.device)
     made = kind(own, copy.deepcopy(job), settings.max_length, scope)
@@ -288,7 +288,7 @@ def _held_out(measure, dev: Labelled, settings: Settings) -> dict[str, float]:
 
 
 def _measure(
-    made: Method, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
+    made: Tuner, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
     backbone, labels = made.backbone, side.labels[rows]
