@@ -238,7 +238,7 @@ class Study(Planned):
             read = partial(self._read, tuned)
             found = evaluation.measure(read, self.data, self.verbalizer, progress=progress)
             about = self._about(job, study) | dict(method=method, trained=tuned.trained)
-            if issubclass(tuning.METHODS[method], tuning.FineTuning):
+            if issubclass(tuning.TUNERS[method], tuning.FineTuning):
                 about["scope"] = scope
             scored.append(joined([about | dict(selection=selection)], found))
             losses.append(pd.DataFrame(tuned.history).assign(seed=job.seed))
