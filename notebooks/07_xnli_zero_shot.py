@@ -133,7 +133,8 @@ assert rows.groupby("method").test_pairs.sum().nunique() == 1
 # %%
 figure, ax = plt.subplots(figsize=(5.6, 3))
 for number, method in enumerate(methods):
-    look = dict(color=f"C{number}", marker=figures.LOOKS[number % 7][1], ms=3, alpha=0.7)
+    colour, marker = figures.LOOKS[number % len(figures.LOOKS)]
+    look = dict(color=colour, marker=marker, ms=3, alpha=0.7)
     ax.plot([], [], label=figures.NAMES.get(method, method), **look)
     for _, part in losses[losses.method == method].groupby(["train_language", "seed"]):
         ax.plot(part.epoch, part.dev_loss, **look)
