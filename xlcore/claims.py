@@ -347,7 +347,7 @@ def page(
 
 def _heads(lines: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Each main line's model, with what tells it from the other main lines, and its verdict."""
-    several = lines.data.nunique() > 1
+    several = lines.data[lines.data != ""].nunique() > 1
     halves = {FAMILIES: "by family", "in-language": "in-language"}  # C5 and C7 claim two things
     half = lines.test.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
     for a in lines.assign(half=half).drop_duplicates(["backbone", "data", "half"]).itertuples():
@@ -357,14 +357,15 @@ def _heads(lines: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 def _sentence(line: tuple) -> str:
     what, shots, test = line.test.split("; ", 2)
+    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
     if line.seeds == 0:
-        return f"{line.backbone}, {line.data}, {shots}: **{line.verdict}**; {what} {test}."
+        return f"{of}: **{line.verdict}**; {what} {test}."
     noun, _, unit = what.partition(", in")
     span = f"95 % {_span(line.low, line.high)}; {line.languages} languages, {line.seeds} seeds"
     span += "" if pd.isna(line.p) else f"; p = {line.p:.2g}"
     size = _number(line.effect) + ("" if pd.isna(line.effect) else unit)
     finding = f"the {noun} is {size} ({span}): **{line.verdict}**"
-    return f"{line.backbone}, {line.data}, {shots}: {finding}. {test}."
+    return f"{of}: {finding}. {test}."
 
 
 def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
