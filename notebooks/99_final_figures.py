@@ -29,7 +29,7 @@ import hashlib
 
 import pandas as pd
 
-from xlcore import claims, figures, runs
+from xlcore import claims, claims_ltp, figures, runs
 from xlcore.statistics import by_seed
 
 figures.style()
@@ -65,16 +65,25 @@ for name, (_, manifest) in finished.items():
 # %%
 rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
 base = claims.BASE | dict(shots=shots, length=length)
-rows = rows.reindex(columns=[*rows.columns, *(set(base) - set(rows.columns))])
+rows = rows.reindex(columns=[*rows.columns, *({*base, "tried"} - set(rows.columns))])
 tickets = rows[rows.study == "winning_tickets"]
-rows = rows.drop(tickets.index)  # another task, with figures of its own
+tried_nli = rows[rows.study == "nli_learning_rates"]
+nli = rows[rows.study.isin(claims_ltp.STUDIES)]
+rows = rows[rows.task != "nli"]  # the other task has figures of its own
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
 models = {one["name"]: f"{one['name']} ({one['dtype']})" for one in used}  # as captions say
-known = [manifest["facts"]["data"] for _, manifest in finished.values()]
-about_data = {one["name"]: one["description"] for one in known}
+facts = {name: manifest["facts"] for name, (_, manifest) in finished.items()}
 data_name = next(iter(finished.values()))[1]["data"]
-described = about_data[data_name]
+
+
+# %%
+def about_data(part):
+    """What the rows were measured on, as their own runs say it."""
+    return "; ".join(dict.fromkeys(facts[run]["data"]["description"] for run in part.run))
+
+
+described = about_data(rows)
 
 
 # %%
@@ -222,13 +231,12 @@ for backbone, part in others.groupby("backbone") if len(others) else ():
 # Where they lie (LTP, Figure 3), and what training them is worth beside other methods.
 
 # %%
-told = {m["facts"]["backbone"]["name"]: m["facts"].get("mining") for _, m in finished.values()}
 mined = tickets[(tickets.method == "mining") & tickets.metric.isin(["active", "total"])]
 for backbone, where in mined.groupby("backbone"):
     cells = ["strategy", "layer", "kind"]
     counts = where.pivot_table(index=cells, columns="metric", values="value", sort=False)
     share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {where.scope.iloc[0]}"
-    text = "{text}, {steps} steps".format(**told[backbone])
+    text = "{text}, {steps} steps".format(**facts[where.run.iloc[0]]["mining"])
     about = f"{models[backbone]}; {share}; mined on {text}."
     figure = figures.ticket_layers(counts.reset_index(), about)
     keep(figure, f"{backbone.split('/')[-1]}-tickets")
@@ -236,22 +244,52 @@ for backbone, where in mined.groupby("backbone"):
 # %%
 trained = tickets[(tickets.metric == "accuracy") & tickets.backbone.isin(models)]
 for (backbone, name, k), part in trained.groupby(["backbone", "data", "shots"]):
-    about = f"{about_data[name]}; {models[backbone]}; {k} English shots."
+    about = f"{about_data(part)}; {models[backbone]}; {k} English shots."
     figure = figures.heat_map(part, about, condition="method")
     keep(figure, f"{backbone.split('/')[-1]}-{name}-{k}-shots")
 
 # %% [markdown]
-# ## 9. The claims
+# ## 9. Tickets against baselines
 #
-# Each claim of the paper with its effect, interval and verdict. *Undecided* is a result: the runs
+# LTP's comparison on NLI: zero-shot from English, or in-language, each language trained on itself.
+# The mean of the languages other than English against K, then every language.
+
+# %%
+compared = nli[(nli.metric == "accuracy") & (nli.method != "majority")]
+references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
+for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
+    way = "trained on English" if study == claims_ltp.ZERO_SHOT else "each trained on itself"
+    about = f"{about_data(part)}; {models[backbone]}; {way}."
+    place = f"{backbone.split('/')[-1]}-{name}-{study}"
+    chance = references[references.data == name]
+    keep(figures.shots_curves(pd.concat([part, chance]), about), place)
+    for k, alike in part.groupby("shots"):
+        figure = figures.heat_map(alike, f"{about} {k} shots.", condition="method")
+        keep(figure, f"{place}-{k}-shots")
+
+# %% [markdown]
+# How the methods' rates were chosen, by English dev loss on draws that are used for nothing else.
+
+# %%
+names = tried_nli.method.replace(figures.NAMES)
+of_prompt = (tried_nli.tried == "prompt_rate") & (tried_nli.method != "prompt_only")
+grid = tried_nli.assign(condition=names.where(~of_prompt, names + ", its prompt"))
+for (backbone, k), part in grid.groupby(["backbone", "shots"]):
+    about = f"{about_data(part)}; {models[backbone]}; {k} shots."
+    keep(figures.rate_grid(part, about), f"{backbone.split('/')[-1]}-nli-rates-{k}-shots")
+
+# %% [markdown]
+# ## 10. The claims
+#
+# Each claim of the papers with its effect, interval and verdict. *Undecided* is a result: the runs
 # leave both signs open.
 
 # %%
-verdicts = claims.judge(rows, base)
+verdicts = pd.concat([claims.judge(rows, base), claims_ltp.judge(nli)], ignore_index=True)
 verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "verdict"]].round(2)
 
 # %% [markdown]
-# ## 10. The numbers behind them
+# ## 11. The numbers behind them
 #
 # Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
 
@@ -267,18 +305,33 @@ index = ["study", "method", "shots", "length", "learning_rate", "reparameterizat
 numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
 
 # %%
+group = compared.language.where(compared.language == "eng", "others")
+keys = ["backbone", "data", "study", "method", "shots", "group"]
+nli_numbers = by_seed(compared.assign(group=group), keys)
+shown = nli_numbers.pivot_table(index=keys[1:-1], columns="group", values="mean", sort=False)
+shown.round(1)
+
+# %%
 if run_dir:
     target = root / "figures" / profile / data_name
     target.mkdir(parents=True, exist_ok=True)
-    for name, table in {"numbers": numbers, "claims": verdicts, "ledger": ledger}.items():
+    tables = {"numbers": pd.concat([numbers, nli_numbers]), "claims": verdicts, "ledger": ledger}
+    for name, table in tables.items():
         table.to_csv(target / f"{name}.csv", index=False, float_format="%.6g")
-    parts = dict.fromkeys(["C1", "C3"], f"transfer-{shots}-shots")
-    parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameterization"}
-    shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
+
+# %%
+benchmark = "xnli" if "xnli" in set(nli.data) else "pocket_nli"
+parts = dict.fromkeys(["C1", "C3"], f"transfer-{shots}-shots")
+parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameterization"}
+parts |= dict.fromkeys(["C6", "C10"], f"{benchmark}-zero_shot_nli")
+parts |= {"C7": "americasnli-zero_shot_nli"}
+shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
+if run_dir:
     calls = {name: runs.command(manifest) for name, (_, manifest) in finished.items()}
-    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls)
+    every = claims.CLAIMS | claims_ltp.CLAIMS
+    page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls, every)
     (target / "claims.md").write_text(page, encoding="utf-8")
 
 # %%
-facts = next(iter(finished.values()))[1]["facts"]
-results = runs.finish([], run_dir, allow_empty=True, data=facts["data"])
+data_read = next(iter(facts.values()))["data"]
+results = runs.finish([], run_dir, allow_empty=True, data=data_read)

@@ -19,13 +19,15 @@ from xlcore.errors import InputError
 from xlcore.evaluation import accuracy
 from xlcore.methods import METHODS
 from xlcore.results import REQUIRED, finish
+from xlcore.training import TrainingDiverged
 
 TINY = ("tiny-xlm-roberta", "tiny-bert")
 QUICK = dict(shots=2, seeds=(1, 2), epochs=1, batch_size=4)
 OWN = ("study", "task", "data", "backbone", "mlm_head", "method", "language", "seed", "shots",
        "metric", "value", "length", "template", "position", "strategy", "active_ratio", "scope",
        "active", "trained", "epochs", "learning_rate", "prompt_rate", "selection",
-       "train_language", "test_pairs", "loss", "init", "reparameterization", "hidden")  # fmt: skip
+       "train_language", "drawn", "test_pairs", "loss", "init", "reparameterization",
+       "hidden")  # fmt: skip
 
 
 def plan(backbone="tiny-bert", **given):
@@ -57,6 +59,8 @@ REFUSED = {
     "method as text": (dict(methods="ltp"), "methods 'ltp' must be a list"),
     "rate of no method": (dict(methods=["ltp"], rates=dict(sp=1)), "method with a rate 'sp'"),
     "rate": (dict(rates=dict(sp=0)), "learning_rate 0 must be greater than 0"),
+    "rates of some methods": (dict(rates=[1e-3]), "rates .* must be one rate for each of methods"),
+    "train data": (dict(train_data="mnli"), "train_data 'mnli'; did you mean pocket_nli"),
     "shared rate": (dict(learning_rate="1"), "learning_rate '1' must be greater than 0"),
     "prompt rate": (dict(prompt_rate=-1), "prompt_rate -1 must be greater than 0"),
     "setting": (dict(epoch=3), "setting 'epoch'; did you mean epochs"),
@@ -260,6 +264,60 @@ def test_rates_are_the_methods_own_then_the_shared_one_then_the_tables():
     assert plan(**given, learning_rate=0.25).rates == dict(ltp=0.25, lora=0.5)
 
 
+def test_rates_in_a_list_are_those_of_the_methods_in_order():
+    found = plan(methods=["lora", "ltp"], rates=[0.5, 0.25]).rates
+    assert found == dict(lora=0.5, ltp=0.25)
+
+
+# --- grids of rates -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ("learning_rate", "prompt_rate"))
+def test_a_grid_is_training_at_each_rate(which):
+    study, model = plan(methods=["sp"], epochs=2), encoder()
+    found = study.grid(model, "sp", [1e-3, 1e-2], which, progress=False)
+    for rate in (1e-3, 1e-2):
+        own = plan(methods=["sp"], epochs=2, **{which: rate})
+        for one in own.train(model, "sp", progress=False):
+            part = found[(found.rate == rate) & (found.seed == one.recipe.seed)]
+            wanted = [row["dev_loss"] for row in one.history]
+            assert part.sort_values("epoch").dev_loss.tolist() == wanted
+
+
+def test_a_grid_looks_at_no_test_pair(monkeypatch):
+    study = plan(methods=["bitfit"])
+    monkeypatch.setattr(EncoderStudy, "evaluate", lambda *_: pytest.fail("test pairs were read"))
+    study.grid(encoder(), "bitfit", [1e-3], progress=False)
+
+
+def test_a_rate_that_diverges_is_said_and_empty(monkeypatch, capsys):
+    whole = methods.train
+
+    def train(encoder, recipe, *given):
+        if given[3].learning_rate == 1.0:
+            raise TrainingDiverged("not finite")
+        return whole(encoder, recipe, *given)
+
+    monkeypatch.setattr(methods, "train", train)
+    found = plan(methods=["bitfit"]).grid(encoder(), "bitfit", [1e-3, 1.0], progress=False)
+    empty = found[found.dev_loss.isna()]
+    assert set(empty.rate) == {1.0} and sorted(empty.seed) == [1, 2]
+    assert "learning_rate 1 is out: not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(which="rate"), "rate to try 'rate'; did you mean"),
+        (dict(rates=[1e-3, 0.0]), "learning_rate 0.0 must be greater than 0"),
+    ],
+)
+def test_a_grid_is_checked_before_anything_is_trained(monkeypatch, given, message):
+    monkeypatch.setattr(methods, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(InputError, match=message):
+        plan(methods=["bitfit"]).grid(encoder(), "bitfit", **dict(rates=[1e-3]) | given)
+
+
 def test_losses_come_with_method_seed_and_rate():
     study = plan(epochs=3)
     (trained,) = study.train(encoder(), "bitfit", seeds=[2], progress=False)
@@ -319,3 +377,13 @@ def test_benchmarks_run_from_the_same_parameters(data_dir, corpus, train_languag
     model = encoder()
     rows = study.evaluate(model, study.train(model, "bitfit", progress=False), "a", progress=False)
     assert set(rows.data) == {corpus} and len(rows) == 4 and set(rows.test_pairs) == {6}
+    seeded = (corpus, train_language) == ("americasnli", IN_LANGUAGE)  # from its own dev pairs
+    assert set(rows.drawn) == {"seeded" if seeded else "published"}
+
+
+@pytest.mark.real_data
+def test_rates_can_be_chosen_on_seeded_draws_of_another_corpus(data_dir):
+    study = plan(languages=["eng"], source=str(data_dir), data="xnli", seeds=(101, 102),
+                 train_data="mnli_english")  # fmt: skip
+    one, two = study.draws["eng"]
+    assert study.drawn == "seeded" and one.train_ids != two.train_ids

@@ -18,6 +18,7 @@ from xlcore.errors import InputError
 from xlcore.languages import DISTANCES, LANGUAGES, distances
 
 MANY = [x.iso639_3 for x in LANGUAGES if x.xglm_share is not None or x.bloom_share is not None]
+NLI = ["ltp", "random_ticket", "fine_tuning", "prompt_only"]
 FEW = ["eng", "deu", "fra", "zho", "arb", "hin", "quy", "swh"]
 
 
@@ -77,6 +78,9 @@ def drawn(name, codes):
         return figures.heat_map(rows, "about", "method", base="soft_prompt")
     if name == "grid":
         return figures.rate_grid(grid(list(figures.METHOD_NAMES)), "about")
+    if name == "shots":
+        methods = [*NLI, "bitfit", "dp", "sp", "mp"]
+        return figures.shots_curves(table_of(codes, method=methods, shots=[4, 16, 64]), "about")
     if name == "layers":
         return figures.ticket_layers(layers(), "about")
     return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
@@ -90,7 +94,8 @@ def layers(strategies=("movement", "random")):
     return rows.assign(active=np.arange(len(rows)) * 10 + 10, total=np.arange(len(rows)) + 1000)
 
 
-KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars", "layers")
+KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars", "layers",
+         "shots")  # fmt: skip
 
 
 @pytest.fixture
@@ -319,6 +324,28 @@ def test_heat_map_says_what_was_not_measured():
     assert "not measured" in figure.get_supxlabel()
 
 
+def test_shots_curves_draw_means_and_t_intervals_without_english():
+    rows = table_of(["eng", "deu", "swh"], method=NLI, shots=[16, 64])
+    found = errorbars(figures.shots_curves(rows, "").axes[0])
+    assert list(found) == [figures.NAMES[m] for m in ("fine_tuning", *NLI[:2], NLI[3])]
+    x, mean, low, high = found[figures.NAMES["ltp"]]
+    kept = rows[(rows.language != "eng") & (rows.method == "ltp")]
+    for i, k in enumerate((16, 64)):
+        seeds = kept[kept.shots == k].groupby("seed").value.mean()
+        half = 4.302653 * seeds.std() / np.sqrt(3)  # Student's t for 2 degrees of freedom
+        wanted = (seeds.mean(), seeds.mean() - half, seeds.mean() + half)
+        assert (mean[i], low[i], high[i]) == pytest.approx(wanted)
+        assert x[i] == pytest.approx(k, rel=0.1)
+
+
+def test_shots_curves_of_one_seed_and_one_k_are_dots_beside_the_majority_line():
+    rows = table_of(["eng", "deu"], method=NLI, shots=[16]).query("seed == 1")
+    ax = figures.shots_curves(pd.concat([rows, majority(["deu"], 33.3)]), "").axes[0]
+    dotted = next(line for line in ax.lines if line.get_label() == "majority label")
+    assert set(dotted.get_ydata()) == {33.3}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["16"]
+
+
 def test_rate_grid_rings_the_lowest_mean():
     lines = figures.rate_grid(grid(["lora"]), "").axes[0].lines
     curve = next(line for line in lines if line.get_label() == "LoRA")
@@ -472,6 +499,7 @@ def test_rows_that_hold_a_cell_twice_are_refused(draw):
         (lambda: figures.compare_profile(majority(FEW), ""), "no rows to draw"),
         (lambda: figures.length_curves(table_of(FEW), ""), "no column length; there are: "),
         (lambda: figures.compare_profile(table_of(FEW), "", "syntax"), "mean syntactic"),
+        (lambda: figures.shots_curves(twice(FEW).assign(shots=4), ""), "one of each: selection"),
         (lambda: figures.rate_grid(table_of(FEW), ""), "'dev_loss'; there are: accuracy"),
         (lambda: figures.rate_grid(grid("abcdefgh"), ""), "at most 7 are legible"),
         (lambda: figures.effect_bars(ledger("aa"), ""), "several rows for one group, label"),

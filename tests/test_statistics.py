@@ -14,6 +14,7 @@ from xlcore import statistics
 from xlcore.errors import InputError
 from xlcore.statistics import (
     Effect,
+    against,
     by_seed,
     correlate,
     distance_correlations,
@@ -245,6 +246,26 @@ def test_verdict_needs_both_intervals_on_one_side_and_five_seeds(ends, seeds, ve
 
 
 # --- Holm ---------------------------------------------------------------------------------------
+
+
+def test_each_condition_is_held_against_the_base_with_holms_p(few_draws):
+    rng = np.random.default_rng(3)
+    cells = itertools.product("abc", ["deu", "swh"], range(1, 6))
+    rows = pd.DataFrame(cells, columns=["method", "language", "seed"])
+    rows["value"] = rng.normal(size=len(rows)) + 2 * (rows.method == "a")
+    means = rows.pivot_table(index="seed", columns="method", values="value")
+    found = against(rows, "a")
+    tests = {m: stats.ttest_rel(means.a, means[m]) for m in "bc"}
+    ends = [tuple(t.confidence_interval()) for t in tests.values()]
+    assert found.index.tolist() == ["b", "c"]
+    assert found[["low", "high"]].to_numpy() == pytest.approx(np.array(ends))
+    assert found.effect.tolist() == pytest.approx([means.a.mean() - means[m].mean() for m in "bc"])
+    assert found.p.tolist() == pytest.approx(holm([t.pvalue for t in tests.values()]).tolist())
+
+
+def test_a_base_without_rows_is_refused():
+    with pytest.raises(InputError, match="no rows of this condition"):
+        against(pd.DataFrame(dict(method=["a"], language=["deu"], seed=[1], value=[1.0])), "b")
 
 
 def test_holm_by_hand():

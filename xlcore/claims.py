@@ -317,24 +317,23 @@ def _measured(rows: pd.DataFrame) -> pd.DataFrame:
 def page(
     table: pd.DataFrame, figures: Mapping[str, str], command: str,
     commands: Mapping[str, str] = MappingProxyType({}),
+    claims: Mapping[str, tuple] = MappingProxyType(CLAIMS),
 ) -> str:  # fmt: skip
     """Return the text of claims.md: each claim, our finding, verdict, figure and command.
 
     table: from `judge`; figures: by claim, a path from the page; command: what makes all rows;
-    commands: by run, where its rows were made by another.
+    commands: by run, where its rows were made by another; claims: those on the page.
     """
     out = [
-        "# The claims of SPT, judged",
+        "# The claims, judged",
         "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and"
         " the second one (languages resampled too; C2: over seeds) lie on one side of 0, from at"
         f" least {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open, which is a"
         " result, too. The first line of a model and data set is its main one.",
     ]
-    for claim, (sentence, _) in CLAIMS.items():
+    for claim, (sentence, _) in claims.items():
         lines = table[table.claim == claim]
-        lines = lines.assign(half=lines.test.str.startswith(FAMILIES))  # C5 claims two things
-        main = lines.drop_duplicates(["backbone", "data", "half"]).itertuples()
-        heads = [f"{a.backbone}{', by family' if a.half else ''}: {a.verdict}" for a in main]
+        heads = [": ".join(filter(None, pair)) for pair in _heads(lines)]
         out += [f"## {claim}: {sentence}", f"**Verdict.** {'; '.join(heads)}."]
         found = [_sentence(line) for line in lines.itertuples()]
         out += [f"**Ours.** {found[0]}"]
@@ -346,16 +345,27 @@ def page(
     return "\n\n".join(out) + "\n"
 
 
+def _heads(lines: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Each main line's model, with what tells it from the other main lines, and its verdict."""
+    several = lines.data[lines.data != ""].nunique() > 1
+    halves = {FAMILIES: "by family", "in-language": "in-language"}  # C5 and C7 claim two things
+    half = lines.test.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
+    for a in lines.assign(half=half).drop_duplicates(["backbone", "data", "half"]).itertuples():
+        model = f"{a.backbone} on {a.data}" if several and a.data else a.backbone
+        yield ", ".join(filter(None, [model, a.half])), a.verdict
+
+
 def _sentence(line: tuple) -> str:
     what, shots, test = line.test.split("; ", 2)
+    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
     if line.seeds == 0:
-        return f"{line.backbone}, {line.data}, {shots}: **{line.verdict}**; {what} {test}."
+        return f"{of}: **{line.verdict}**; {what} {test}."
     noun, _, unit = what.partition(", in")
     span = f"95 % {_span(line.low, line.high)}; {line.languages} languages, {line.seeds} seeds"
     span += "" if pd.isna(line.p) else f"; p = {line.p:.2g}"
     size = _number(line.effect) + ("" if pd.isna(line.effect) else unit)
     finding = f"the {noun} is {size} ({span}): **{line.verdict}**"
-    return f"{line.backbone}, {line.data}, {shots}: {finding}. {test}."
+    return f"{of}: {finding}. {test}."
 
 
 def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:

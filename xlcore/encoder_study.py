@@ -7,6 +7,7 @@ LTP sections 3 and 4: K examples a class, in English (zero-shot) or in each lang
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 
 import pandas as pd
 from torch import Tensor
@@ -21,7 +22,7 @@ from xlcore.methods import METHODS, Recipe, Settings, Trained
 from xlcore.prompts import Verbalizer, check_lengths, check_start
 from xlcore.study import Planned, check_different, label_words, make_settings
 from xlcore.tickets import Ticket
-from xlcore.training import SELECTIONS, Labelled
+from xlcore.training import SELECTIONS, Labelled, TrainingDiverged
 
 IN_LANGUAGE = "in-language"
 
@@ -59,10 +60,11 @@ class EncoderStudy(Planned):
         init: str = "vocabulary",
         reparameterization: str = "none",
         hidden: int = 200,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float] | Sequence[float] = (),
         selection: str = "best_dev",
         device: str = "auto",
         task: str = "nli",
+        train_data: str | None = None,
         **settings: object,
     ) -> "EncoderStudy":
         """Check every choice against the data and the tokenizer, before any weights are loaded.
@@ -70,19 +72,22 @@ class EncoderStudy(Planned):
         train_language: of the training texts in zero-shot transfer, or "in-language", where each
         language is trained and tested on itself. test_pairs: None for all, or how many a language,
         the same in all parallel ones. rates: learning rates by method, where they differ from the
-        table's; `settings` are those of `methods.Settings`. Raises InputError for the first choice
-        that is not possible.
+        table's, or one for each method in order. train_data: a corpus to train on other than the
+        usual one; `settings` are those of `methods.Settings`. Raises InputError for the first
+        choice that is not possible.
         """
         chosen = make_settings(Settings, settings)
         check_different("seeds", seeds)
-        rates = _rates(methods, rates or {}, chosen, "learning_rate" in settings)
+        rates = _rates(methods, rates, chosen, "learning_rate" in settings)
         choose("selection", selection, SELECTIONS)
         check_start(init, reparameterization, hidden)
         check_lengths([length], chosen.max_length)
         choose_device(device)
         own = train_language == IN_LANGUAGE
         trained = "all" if own else [train_language]
-        loaded = load(task, languages, source, train_languages=trained, data=data)
+        loaded = load(
+            task, languages, source, train_languages=trained, data=data, train_data=train_data
+        )
         loaded = loaded if test_pairs is None else fewer_tests(loaded, test_pairs)
         codes = [x.iso639_3 for x in loaded.languages] if own else [loaded.code(train_language)]
         draws = {x: tuple(draw(loaded, shots, seed, x) for seed in seeds) for x in codes}
@@ -95,6 +100,11 @@ class EncoderStudy(Planned):
             loaded, checkpoint, label_words(checkpoint, loaded), draws, tuple(methods), chosen,
             rates, prompt, own, selection, device,
         )  # fmt: skip
+
+    @property
+    def drawn(self) -> str:
+        """How the examples were chosen: "seeded", or "published", the same ones for every seed."""
+        return "published" if self.data.fit and self.data.fit.shots else "seeded"
 
     def load(self) -> Encoder:
         """Load the weights, in fp32; prints the device chosen."""
@@ -127,6 +137,35 @@ class EncoderStudy(Planned):
         if not recipes:
             raise InputError(f"seeds {seeds!r} are none of the plan's")
         return (self._train(encoder, drawn, recipe, progress) for drawn, recipe in recipes)
+
+    def grid(
+        self, encoder: Encoder, method: str, rates: Sequence[float], which: str = "learning_rate",
+        progress: bool = True, **told: object,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Return the losses of every rate and draw, without looking at any test text.
+
+        which: the rate tried, "learning_rate" or "prompt_rate"; told: as for `train`. Columns are
+        those of `losses`, and rate. A rate at which a loss is not finite is printed, and its draw
+        has one row with empty losses. Raises InputError as `train`.
+        """
+        choose("rate to try", which, ("learning_rate", "prompt_rate"))
+        tried = [self._at(method, which, rate) for rate in rates]
+        seeds, found = [drawn.seed for drawn in next(iter(self.draws.values()))], []
+        for (rate, plan), seed in product(zip(rates, tried, strict=True), seeds):
+            try:
+                done = plan.train(encoder, method, seeds=[seed], progress=progress, **told)
+                histories = [plan.losses(one) for one in done]
+            except TrainingDiverged as error:
+                print(f"{which} {rate:g} is out: {error}")
+                histories = [pd.DataFrame([dict(epoch=0, dev_loss=float("nan"), seed=seed)])]
+            found += [history.assign(rate=rate) for history in histories]
+        return pd.concat(found, ignore_index=True)
+
+    def _at(self, method: str, which: str, rate: float) -> "EncoderStudy":
+        """Return the study with another rate of a method; InputError for one that cannot be."""
+        settings = replace(self.settings, **{which: rate})
+        own = {method: rate} if which == "learning_rate" else {}
+        return replace(self, settings=settings, rates=self.rates | own)
 
     def _train(self, encoder: Encoder, drawn: Draw, recipe: Recipe, progress: bool) -> Trained:
         sides = [self.labelled(encoder, x, recipe) for x in drawn.texts(self.data, recipe.language)]
@@ -188,7 +227,8 @@ class EncoderStudy(Planned):
             study=study, task=self.data.task.name, data=self.data.name,
             backbone=self.checkpoint.name, mlm_head=encoder.mlm_head, method=recipe.method,
             seed=recipe.seed, shots=self.draws[recipe.language][0].shots,
-            train_language=recipe.language, length=recipe.length if taken else 0,
+            train_language=recipe.language, drawn=self.drawn,
+            length=recipe.length if taken else 0,
             template=recipe.kind.template,
             position=recipe.kind.position or "none", init=recipe.init if prompted else "none",
             reparameterization=network, hidden=recipe.hidden if network != "none" else 0,
@@ -216,13 +256,18 @@ def _active(trained: Trained) -> dict:
 
 
 def _rates(
-    chosen: Sequence[str], given: Mapping[str, float], settings: Settings, shared: bool
-) -> dict[str, float]:
+    chosen: Sequence[str], given: Mapping[str, float] | Sequence[float], settings: Settings,
+    shared: bool,
+) -> dict[str, float]:  # fmt: skip
     """Return each method's learning rate: its own, else the settings' one, else the table's."""
     check_different("methods", chosen)
+    if given and not isinstance(given, Mapping):
+        if len(given) != len(chosen):
+            raise InputError(f"rates {given!r} must be one rate for each of methods {chosen!r}")
+        given = dict(zip(chosen, given, strict=True))
     for name in chosen:
         choose("method", name, METHODS)
-    for name, rate in given.items():
+    for name, rate in dict(given).items():
         choose("method with a rate", name, chosen)
         replace(settings, learning_rate=rate)  # checked like the settings' own
     usual = {x: settings.learning_rate if shared else METHODS[x].rate for x in chosen}

@@ -382,6 +382,38 @@ def _heat(table: pd.DataFrame, label: str, look: dict) -> Figure:
     return figure
 
 
+def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
+    """Draw the mean accuracy of the languages other than English against K, one line a method.
+
+    rows: accuracy rows of any number of methods, and those of "majority" for the reference line.
+    Bars are 95 % intervals over seeds of the mean over languages. Raises InputError for two rows
+    of one method, number of shots, language and seed.
+    """
+    cell = ["method", "shots", "language", "seed"]
+    shown = _checked(rows[(rows.method != "majority") & (rows.language != source)], cell, "value")
+    figure, [[ax]] = _panels(1, 1, 3.2)
+    methods = sorted(shown.method.unique(), key=[*NAMES, *shown.method].index)
+    for i, method in enumerate(methods):
+        table = by_seed(shown[shown.method == method], ["shots"]).sort_values("shots")
+        x = table.shots * 1.03 ** (i - (len(methods) - 1) / 2)  # side by side, not on one another
+        error = [table["mean"] - table.low, table.high - table["mean"]]
+        colour, marker = LOOKS[i % len(LOOKS)]
+        line = {"marker": marker, "ls": "-" if i < len(LOOKS) else "--", "ms": 4, "lw": 1.2}
+        ax.errorbar(x, table["mean"], error, color=colour, label=NAMES.get(method, method), **line)
+    if len(base := rows[(rows.method == "majority") & (rows.language != source)]):
+        ax.axhline(base.value.mean(), color=BLACK, ls=":", lw=1, label="majority label")
+    ax.set_xscale("log", base=2)
+    shots = sorted(shown.shots.unique())
+    ax.set_xticks(shots, [f"{k:g}" for k in shots])
+    ax.minorticks_off()
+    ax.set(xlabel="K, labelled examples per class (log scale)", ylabel="accuracy (%)")
+    figure.legend(loc="outside right upper")
+    seeds = _seeds(by_seed(shown, ["method", "shots"]))
+    mean = f"mean of {shown.language.nunique()} languages without English"
+    caption(figure, f"{about} {seeds}; {mean}; bars: 95 % interval over seeds.", rows)
+    return figure
+
+
 def rate_grid(rows: pd.DataFrame, about: str) -> Figure:
     """Draw English dev loss against learning rate, one line a condition, the lowest mean ringed.
 

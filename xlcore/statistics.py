@@ -141,6 +141,22 @@ def effect(table: pd.DataFrame, place: pd.Series | None = None) -> Effect:
     return Effect(value, low, high, p, *_middle(drawn.sum(axis=1)), languages, seeds)
 
 
+def against(rows: pd.DataFrame, base: str, column: str = "method") -> pd.DataFrame:
+    """Return the paired effects of one condition, `base`, minus each other one, by its name.
+
+    rows: any number of conditions, named in `column`. Columns are those of `Effect`, its value as
+    `effect`, and p is Holm's over the conditions. Raises InputError as `paired`.
+    """
+    first = rows[rows[column] == base]
+    found = {
+        name: effect(paired(first, part, common_seeds=True))
+        for name, part in rows[rows[column] != base].groupby(column, sort=False)
+    }
+    table = pd.DataFrame.from_dict(found, orient="index", columns=list(Effect._fields))
+    table = table.rename(columns={"value": "effect"}).rename_axis(column)
+    return table.assign(p=holm(table.p))
+
+
 def _counts(rng: np.random.Generator, n: int) -> np.ndarray:
     """How often each of n things comes in n draws with replacement: (DRAWS, n)."""
     return rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)

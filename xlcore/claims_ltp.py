@@ -1,0 +1,135 @@
+"""The claims C6, C7 and C10 judged from result rows: tickets with a prompt against baselines.
+
+Stands beside `claims`, whose page and table it shares; rows come from notebook 07.
+LTP section 4: XNLI and AmericasNLI, zero-shot and in-language. A null result is a result.
+"""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from xlcore import statistics as st
+from xlcore.claims import COLUMNS, NOTHING, Case, Missing
+from xlcore.errors import choose
+from xlcore.results import REQUIRED
+from xlcore.statistics import NAN, Effect
+
+STUDIES = {"zero_shot_nli": "zero-shot transfer", "in_language_nli": "in-language training"}
+ZERO_SHOT, OWN = STUDIES
+CLAIMS = {  # what LTP says, and the studies whose rows judge it
+    "C6": ("A prompt and 20 % of the weights, the most moved, beat all else on XNLI", [ZERO_SHOT]),
+    "C7": ("The same on AmericasNLI, zero-shot and in-language", [ZERO_SHOT, OWN]),
+    "C10": ("A prompt alone is weak on small encoders, a gap that LTP closes", [ZERO_SHOT]),
+}
+AMERICAS = "americasnli"
+
+
+def judge(rows: pd.DataFrame) -> pd.DataFrame:
+    """Judge C6, C7 and C10 for each data set, backbone, study and number of shots.
+
+    rows: tidy, of any number of runs (column `run`), with those of `EncoderStudy.references`;
+    studies other than STUDIES are left out. The languages are those other than English, each
+    test is paired over seeds. Returns `claims.COLUMNS`; the first line of each is the main one. A
+    claim without its rows is "not run". Raises InputError for rows that cannot be paired.
+    """
+    lines = []
+    for case in cases(rows):
+        try:
+            lines += list(JUDGES[case.claim](case))
+        except Missing as lack:
+            study = case.base["study"]
+            need = f"needs {lack} in study {study}"
+            lines.append(case.line(STUDIES[study], NOTHING, need, "not run"))
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def cases(rows: pd.DataFrame) -> Iterator[Case]:
+    """Yield what each claim is judged on, by claim, study, data set, backbone and shots.
+
+    A claim without rows has one empty case. Arguments and errors as of `judge`.
+    """
+    for name in (*REQUIRED, "run"):
+        choose("column", name, rows.columns)
+    rows = rows[rows.study.isin(STUDIES) & (rows.metric == "accuracy")]
+    chance = rows[rows.method == "majority"].groupby("data").value.mean()
+    rows = rows[(rows.method != "majority") & (rows.language != "eng")]
+    none = pd.Series(dtype=float)
+    for claim, (_, studies) in CLAIMS.items():
+        own = rows if claim == "C10" else rows[(rows.data == AMERICAS) == (claim == "C7")]
+        for study in studies:
+            part = own[own.study == study]
+            part = part[part.train_language == "eng"] if len(part) and study != OWN else part
+            found = list(part.groupby(["data", "backbone", "shots"]))
+            for (data, backbone, shots), one in found or [(("", "", "any"), part)]:
+                base = dict(shots=shots, study=study)
+                yield Case(claim, data, backbone, one, base, chance.get(data, NAN), none)
+
+
+def _of(case: Case, method: str) -> pd.DataFrame:
+    """Return a method's rows; Missing if there are none."""
+    found = case.rows[case.rows.method == method]
+    if found.empty:
+        raise Missing(f"method {method}")
+    return found
+
+
+def _seeds(case: Case) -> str:
+    """What a seed changes, in words."""
+    fixed = "drawn" in case.rows and (case.rows.drawn == "published").all()
+    return "t over seeds" + (
+        " (start values and batch order: the few-shot split is a published one)" if fixed else ""
+    )
+
+
+def _name(method: str) -> str:
+    return "LTP" if method == "ltp" else method.replace("_", " ")
+
+
+def _compared(case: Case, pairs: list[tuple[str, str]]) -> list[tuple[str, Effect, str, list]]:
+    """What was measured, its effect with Holm's p, the verdict and the rows of each pair."""
+    rows = [[_of(case, a), _of(case, b)] for a, b in pairs]
+    effects = [st.effect(st.paired(*both, common_seeds=True)) for both in rows]
+    adjusted = st.holm([one.p for one in effects])
+    where, out = STUDIES[case.base["study"]].split()[0], []
+    for pair, both, one, p in zip(pairs, rows, effects, adjusted, strict=True):
+        first, second = map(_name, pair)
+        what = f"{where} advantage of {first} over {second} on the mean without English, in points"
+        out.append((what, one._replace(p=p), one.verdict(1) if p < 0.05 else "undecided", both))
+    return out
+
+
+def _together(verdicts: list[str]) -> str:
+    """A claim of several parts: supported if each is, contradicted if one is."""
+    if set(verdicts) == {"supported"}:
+        return "supported"
+    return "contradicted" if "contradicted" in verdicts else "undecided"
+
+
+def _beats(case: Case) -> Iterator[dict]:
+    """C6 and C7: first the baseline that comes nearest to LTP or beats it, then all the others."""
+    _of(case, "ltp")
+    baselines = [m for m in case.rows.method.unique() if m != "ltp"]
+    if not baselines:
+        raise Missing("a method beside ltp")
+    found = sorted(_compared(case, [("ltp", m) for m in baselines]), key=lambda x: x[1].value)
+    whole = _together([verdict for *_, verdict, _ in found])
+    for i, (what, effect, verdict, rows) in enumerate(found):
+        test = f"{_seeds(case)}, Holm over {len(found)}"
+        if i == 0:
+            test += "; the nearest baseline; the verdict is that over all of them"
+        yield case.line(what, effect, test, verdict if i else whole, *rows)
+
+
+def _closes(case: Case) -> Iterator[dict]:
+    """C10: LTP above the prompt alone, and the prompt alone below full fine-tuning."""
+    found = _compared(case, [("ltp", "prompt_only"), ("fine_tuning", "prompt_only")])
+    above = st.effect(st.grid(_of(case, "prompt_only")) - case.chance)
+    level = f"the prompt alone is {above.value:+.1f} points above chance"
+    whole = _together([verdict for *_, verdict, _ in found])
+    for i, (what, effect, verdict, rows) in enumerate(found):
+        test = f"{_seeds(case)}, Holm over {len(found)}; {level}"
+        test += "" if i else "; the verdict is that over both halves"
+        yield case.line(what, effect, test, verdict if i else whole, *rows)
+
+
+JUDGES = {"C6": _beats, "C7": _beats, "C10": _closes}
