@@ -54,11 +54,10 @@ import pandas as pd
 import torch
 
 # %%
-from xlcore import artefacts, figures, mlm, prose, runs, tickets
+from xlcore import artefacts, figures, mining, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
-from xlcore.methods import METHODS
 from xlcore.statistics import by_seed
 
 figures.style()
@@ -135,15 +134,17 @@ settings = mlm.Settings(
     mlm_steps, mlm_rate, batch_size, vocabulary=vocabulary, label_words=study.verbalizer.ids,
     mixed=mixed,
 )  # fmt: skip
-if encoder.mlm_head == "missing":
-    fitting = replace(settings, steps=head_steps, learning_rate=1e-3)
-    head = mlm.fit_head(encoder, blocks, fitting)
-    print(f"held-out loss: {head[0]['loss']:.2f} before, {head[-1]['loss']:.2f} after fitting")
-base = weights_sha256(encoder.model)
+body = weights_sha256(encoder.model.base_model)
 
 # %%
-mined = [mlm.mine(encoder, blocks, replace(settings, seed=seed), scope) for seed in mlm_seeds]
-assert weights_sha256(encoder.model) == base  # mining leaves the encoder where it was
+mined = [
+    mining.mined(encoder, blocks, replace(settings, seed=seed), scope, head_steps)
+    for seed in mlm_seeds
+]
+if head := mined[0].head:
+    print(f"held-out loss: {head[0]['loss']:.2f} before, {head[-1]['loss']:.2f} after fitting")
+assert weights_sha256(encoder.model.base_model) == body  # mining leaves the encoder where it was
+base = weights_sha256(encoder.model)
 
 # %%
 figure, ax = plt.subplots(figsize=(5.6, 3))
@@ -161,11 +162,7 @@ _ = ax.legend()
 # Every strategy takes exactly as many weights. The ticket is kept as one bit a weight.
 
 # %%
-evidence = mined[0].evidence
-scope_size = sum(w.numel() for w in evidence["start"].values())
-k = round(active_ratio * scope_size)
-found = {name: tickets.select(tickets.score(name, **evidence), k) for name in strategies}
-found["random"] = tickets.select(tickets.score("random", **evidence), k)
+found = {name: mined[0].ticket(name, active_ratio) for name in [*strategies, "random"]}
 print(found["movement"], "in scope", scope)
 
 # %% [markdown]
@@ -184,7 +181,7 @@ figure = figures.ticket_layers(counts, about)
 # gives a ratio of 1; the same ticket would give 1 / active ratio.
 
 # %%
-again = [tickets.select(tickets.score("movement", **one.evidence), k) for one in mined[1:]]
+again = [one.ticket("movement", active_ratio) for one in mined[1:]]
 others = {f"movement, seed {s}": t for s, t in zip(mlm_seeds[1:], again, strict=True)}
 others |= {name: ticket for name, ticket in found.items() if name != "movement"}
 overlap = pd.DataFrame({n: found["movement"].overlap(t) for n, t in others.items()}).T
@@ -199,13 +196,11 @@ overlap.round(2)
 # %%
 rows, losses, kept = [], [], None
 for method in methods:
-    own = {"ltp": "movement", "random_ticket": "random"}.get(method)
-    chosen = dict(ticket=found[own], strategy=own, scope=scope) if own else {}
-    chosen |= dict(scope=tuned) if METHODS[method].full else {}
-    for one in study.train(encoder, method, **chosen):
+    told = mined[0].told(method, 0, "movement", active_ratio, tuned)
+    for one in study.train(encoder, method, **told):
         rows.append(study.evaluate(encoder, [one], "winning_tickets"))
         losses.append(study.losses(one))
-        kept = one if own == "movement" else kept
+        kept = one if method == "ltp" else kept
 assert weights_sha256(encoder.model) == base
 rows, losses = pd.concat(rows), pd.concat(losses)
 

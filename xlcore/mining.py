@@ -20,10 +20,9 @@ from torch import Tensor
 from xlcore import encoders, methods, mlm, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.encoders import Encoder
-from xlcore.errors import InputError, choose
+from xlcore.errors import InputError, check_number, choose
 from xlcore.mlm import Blocks, Mined, Settings
 from xlcore.tickets import Ticket
-from xlcore.training import check_number
 
 # Strategies that need no more than the weights before and after.
 STRATEGIES = tuple(
@@ -58,11 +57,9 @@ class Mining(Mined):
         That is a ticket, for `random_ticket` one of this seed, or `tuned`, the weights that full
         tuning moves. Raises InputError for an unknown method, and as `check_ticket`.
         """
-        trains = methods.METHODS[choose("method", method, methods.METHODS)].trains
-        if trains is methods.everything:
-            return dict(scope=tuned)
-        if trains is not methods.ticket:
-            return {}
+        kind = methods.METHODS[choose("method", method, methods.METHODS)]
+        if kind.trains is not methods.ticket:
+            return dict(scope=tuned) if kind.full else {}
         own = "random" if method == "random_ticket" else strategy
         found = self.ticket(own, active_ratio, seed)
         return dict(ticket=found, strategy=own, scope=self.about["scope"])
