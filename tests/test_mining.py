@@ -80,17 +80,16 @@ CHANGES = {
 
 
 def moved(model):
-    model.model.get_input_embeddings().weight[5, 5] += 1e-3
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[5, 5] += 1e-3
     return model
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_another_file(blocks, tmp_path, change):
-    with torch.no_grad():
-        mined(encoder(), blocks, FEW, head_steps=4, cache=tmp_path)
-        other = CHANGES[change](encoder(), blocks)
-    given = [*other, *("encoder", 4)[len(other) - 3 :]]
-    mined(*given, cache=tmp_path)
+    mined(encoder(), blocks, FEW, "encoder", 4, tmp_path)
+    other = CHANGES[change](encoder(), blocks)
+    mined(*other, *("encoder", 4)[len(other) - 3 :], tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 

@@ -17,7 +17,7 @@ from xlcore.statistics import NAN, Effect
 STUDIES = {"zero_shot_nli": "zero-shot transfer", "in_language_nli": "in-language training"}
 ZERO_SHOT, OWN = STUDIES
 CLAIMS = {  # what LTP says, and the studies whose rows judge it
-    "C6": ("A prompt and 20 % of the weights, the most moved, beat all else on XNLI", [ZERO_SHOT]),
+    "C6": ("A prompt and the 20 % most-changed weights beat the baselines on XNLI", [ZERO_SHOT]),
     "C7": ("The same on AmericasNLI, zero-shot and in-language", [ZERO_SHOT, OWN]),
     "C10": ("A prompt alone is weak on small encoders, a gap that LTP closes", [ZERO_SHOT]),
 }
