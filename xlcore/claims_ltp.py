@@ -77,7 +77,9 @@ def _seeds(case: Case) -> str:
     """What a seed changes, in words."""
     fixed = "drawn" in case.rows and (case.rows.drawn == "published").all()
     return "t over seeds" + (
-        " (start values and batch order: the few-shot split is a published one)" if fixed else ""
+        " (start values, batch order, random ticket: the few-shot split is a published one)"
+        if fixed
+        else ""
     )
 
 

@@ -410,7 +410,8 @@ def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
     figure.legend(loc="outside right upper")
     seeds = _seeds(by_seed(shown, ["method", "shots"]))
     mean = f"mean of {shown.language.nunique()} languages without English"
-    caption(figure, f"{about} {seeds}; {mean}; bars: 95 % interval over seeds.", rows)
+    bars = f"{seeds}; {mean}; bars: Student t interval (95 %) over seeds."
+    caption(figure, f"{about}{_left_out(rows)} {bars}", rows)
     return figure
 
 
