@@ -16,7 +16,7 @@ from xlcore.backbones import Backbone, Tokens
 from xlcore.data import TaskData
 from xlcore.prompts import Layout, Verbalizer
 
-PASS_TOKENS = {"cpu": 1536, "cuda": 16384, "mps": 2048}  # text or prompt tokens a pass
+PASS_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 2048}  # text or prompt tokens a pass
 SIDE_BY_SIDE = 512  # prompt tokens that share one pass
 
 
@@ -40,7 +40,7 @@ def score(
     out = torch.zeros(len(prompts), len(texts), len(words))
     groups = layout.groups(SIDE_BY_SIDE)
     widest = max(sum(layout.lengths[p] for p in group) for group in groups)
-    for rows, batch in batches(tokens, max(widest, int(tokens.lengths.max()))):
+    for rows, batch in batches(tokens, widest):
         states = backbone.encode(batch) if position == "suffix" else batch
         for group in groups:
             vectors = torch.cat([prompts[p] for p in group]).to(backbone.device)  # (S, d)
@@ -50,14 +50,19 @@ def score(
     return out
 
 
-def batches(tokens: Tokens, widest: int) -> Iterator[tuple[Tensor, Tokens]]:
+def batches(tokens: Tokens, least: int = 1) -> Iterator[tuple[Tensor, Tokens]]:
     """Split texts by length into trimmed batches of bounded size; yields row numbers and tokens.
 
-    widest: most tokens that one text brings into a pass.
+    Short texts fill a batch in greater numbers. least: tokens that any text brings into a pass, be
+    it as short as it may.
     """
-    order = tokens.lengths.argsort(stable=True)
-    for rows in order.split(max(1, PASS_TOKENS[tokens.ids.device.type] // widest)):
-        yield rows.cpu(), tokens.rows(rows)
+    room, order = PASS_TOKENS[tokens.ids.device.type], tokens.lengths.argsort(stable=True)
+    brings = tokens.lengths[order].clamp(min=least).tolist()
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * brings[end] > room:
+            rows, start = order[start:end], end
+            yield rows.cpu(), tokens.rows(rows)
 
 
 def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:

@@ -257,7 +257,7 @@ def score(
     words = torch.tensor(verbalizer.ids, device=encoder.device)
     out = torch.zeros(len(tokens.ids), len(words))
     with mixed_precision(encoder.device, mixed):
-        for rows, batch in evaluation.batches(tokens, int(tokens.lengths.max())):
+        for rows, batch in evaluation.batches(tokens):
             out[rows] = encoder.logits(read(batch), words).cpu()
     return out
 

@@ -168,7 +168,7 @@ class Tuned:
         tokens = self.backbone.tokenize(texts, max_tokens)
         words = torch.tensor(verbalizer.ids, device=self.backbone.device)
         out = torch.zeros(1, len(texts), len(words))
-        for rows, batch in evaluation.batches(tokens, int(tokens.lengths.max())):
+        for rows, batch in evaluation.batches(tokens):
             states = self.method.states(self.backbone, batch)  # (B, 1, d)
             out[0, rows] = self.backbone.logits(states, words)[:, 0].cpu()
         return out
@@ -263,7 +263,7 @@ def descend(
             schedule.step()
             written()
         row = dict(epoch=epoch, train_loss=sum(losses) / len(losses))
-        row |= _held_out(measure, dev, settings)
+        row |= _held_out(measure, dev)
         check(row["dev_loss"], epoch)
         if selection == "best_dev" and all(row["dev_loss"] < past["dev_loss"] for past in history):
             best = [p.detach().clone() for p in parameters]
@@ -278,9 +278,9 @@ def descend(
 
 
 @torch.no_grad()
-def _held_out(measure, dev: Labelled, settings: Settings) -> dict[str, float]:
+def _held_out(measure, dev: Labelled) -> dict[str, float]:
     """Return dev loss and accuracy, averaged over texts."""
-    parts = torch.arange(len(dev.labels)).split(settings.batch_size)
+    parts = [rows for rows, _ in evaluation.batches(dev.tokens)]
     found = [measure(dev, rows) for rows in parts]
     shares = [len(rows) / len(dev.labels) for rows in parts]
     loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
