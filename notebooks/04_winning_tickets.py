@@ -45,6 +45,7 @@ length: int = 4  # soft prompt tokens
 test_pairs: int | None = None  # test pairs a language, the same in all; None: all there are
 
 # %%
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ from xlcore import artefacts, figures, mining, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
-from xlcore.statistics import by_seed
+from xlcore.statistics import against
 
 figures.style()
 
@@ -209,15 +210,8 @@ rows, losses = pd.concat(rows), pd.concat(losses)
 # $\ln 3 \approx 1.1$.
 
 # %%
-figure, ax = plt.subplots(figsize=(5.6, 3))
-colours = dict(zip(methods, (c for c, _ in figures.LOOKS), strict=False))
-for (method, _), part in losses.groupby(["method", "seed"], sort=False):
-    ax.plot(part.epoch, part.dev_loss, color=colours[method], alpha=0.7)
-for method, colour in colours.items():
-    ax.plot([], [], color=colour, label=method.replace("_", " "))
-ax.axhline(1.0986, color=figures.BLACK, ls=":", lw=1)
-ax.set(xlabel="epoch", ylabel="English dev loss (nats)")
-_ = ax.legend()
+about = f"{study.data.describe()}; {backbone}; {shots} English shots."
+figure = figures.dev_losses(losses, about, guess=math.log(3))
 
 # %% [markdown]
 # ## 7. Transfer
@@ -230,18 +224,15 @@ table = accuracy.pivot_table(index="language", columns="method", values="value",
 table.rename(index=figures.name_of).round(1)
 
 # %%
-about = f"{study.data.describe()}; {backbone}; {shots} English shots, {epochs} epochs."
-figure = figures.heat_map(accuracy, about, condition="method")
+figure = figures.heat_map(accuracy, f"{about} {epochs} epochs.", condition="method")
 
 # %% [markdown]
-# Paired within draws: each method minus LTP, on the mean of the languages other than English. With
-# few draws and few test pairs, look at the interval before reading anything into a difference.
+# Paired within draws: LTP minus each other method, on the mean of the languages other than English.
+# With few draws and few test pairs, look at the interval before reading anything into a difference.
 
 # %%
-others = accuracy[accuracy.language != "eng"]
-means = others.groupby(["method", "seed"], sort=False).value.mean().unstack("method")
-wide = means.drop(columns="ltp").sub(means["ltp"], axis=0).stack().rename("value").reset_index()
-by_seed(wide, ["method"]).round(1)
+differences = against(accuracy[accuracy.language != "eng"], "ltp")
+differences[["effect", "low", "high", "p", "languages", "seeds"]].round(2)
 
 # %% [markdown]
 # How many numbers each method trains and keeps:

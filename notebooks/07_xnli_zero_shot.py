@@ -28,7 +28,7 @@ languages: list[str] | str = ["eng", "spa", "swh", "tur"]  # tested; "all" takes
 train_language: str = "eng"  # zero-shot from this one; "in-language": each is trained on itself
 methods: list[str] = ["ltp", "random_ticket", "fine_tuning", "prompt_only"]  # or any of METHODS
 rates: list[float] = []  # a learning rate for each method; none: the table's
-prompt_rate: float = 0.01  # learning rate of the soft prompt
+prompt_rate: float = 0.01  # that of a soft prompt beside weights, and of one alone with no rates
 tuned: str = "body"  # weights that full tuning moves: all, or body (without word embeddings)
 shots: int = 16  # labelled examples per class
 seeds: list[int] = [1, 2]  # each seed is a draw, start values and a batch order
@@ -49,13 +49,13 @@ active_ratio: float = 0.2  # share of the weights in scope that a ticket holds
 scope: str = "encoder"  # weights a ticket may choose from: encoder, all, embeddings, layers a-b
 
 # %%
-import matplotlib.pyplot as plt
+import math
+
 import pandas as pd
-from platformdirs import user_cache_path
 
 from xlcore import figures, mining, mlm, prose, runs
 from xlcore.backbones import weights_sha256
-from xlcore.checkpoints import choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
 from xlcore.encoder_study import IN_LANGUAGE, EncoderStudy
 from xlcore.statistics import against, by_seed
 
@@ -93,7 +93,7 @@ blocks = mlm.pack(prose.read(data, mining_language), encoder.tokenizer, block)
 settings = mlm.Settings(
     mlm_steps, mlm_rate, batch_size, mlm_seed, vocabulary, study.verbalizer.ids, mixed,
 )  # fmt: skip
-mined = mining.mined(encoder, blocks, settings, scope, head_steps, user_cache_path("xlcore"))
+mined = mining.mined(encoder, blocks, settings, scope, head_steps, cache_folder())
 base = weights_sha256(encoder.model)
 
 # %%
@@ -131,16 +131,9 @@ assert rows.groupby("method").test_pairs.sum().nunique() == 1
 # 1.1$. The epoch of the lowest loss is the one that is tested. Who learns, and who only memorizes?
 
 # %%
-figure, ax = plt.subplots(figsize=(5.6, 3))
-for number, method in enumerate(methods):
-    colour, marker = figures.LOOKS[number % len(figures.LOOKS)]
-    look = dict(color=colour, marker=marker, ms=3, alpha=0.7)
-    ax.plot([], [], label=figures.NAMES.get(method, method), **look)
-    for _, part in losses[losses.method == method].groupby(["train_language", "seed"]):
-        ax.plot(part.epoch, part.dev_loss, **look)
-ax.axhline(1.0986, color=figures.BLACK, ls=":", lw=1)
-ax.set(xlabel="epoch", ylabel="dev loss (nats)")
-_ = ax.legend()
+drawn = f"{shots} shots, {study.drawn}" + (", in-language" if name == "in_language_nli" else "")
+about = f"{study.data.describe()}; {backbone}; {drawn}; {epochs} epochs."
+figure = figures.dev_losses(losses, about, guess=math.log(3))
 
 # %% [markdown]
 # ## 5. Language by language
@@ -150,8 +143,6 @@ _ = ax.legend()
 
 # %%
 accuracy = figures.pick(rows, metric="accuracy")
-drawn = f"{shots} shots, {study.drawn}" + (", in-language" if name == "in_language_nli" else "")
-about = f"{study.data.describe()}; {backbone}; {drawn}; {epochs} epochs."
 figure = figures.heat_map(accuracy, about, condition="method")
 
 # %% [markdown]

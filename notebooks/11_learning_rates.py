@@ -37,8 +37,6 @@ hidden: int = 200  # width inside the reparameterization
 train_norm: bool = False  # whether the reparameterization's LayerNorm learns
 
 # %%
-import matplotlib.pyplot as plt
-
 from xlcore import figures, runs
 from xlcore.study import Study
 
@@ -72,27 +70,22 @@ best.round(3)
 # not finite is out.
 
 # %%
-mean = best.mean(axis=1, skipna=False)
-chosen = mean.idxmin()
-figure, ax = plt.subplots(figsize=(5.2, 3))
-ax.plot(best, "o", color=figures.SKY, ms=4)
-ax.plot(mean, "-", color=figures.BLUE)
-ax.axvline(chosen, color=figures.ORANGE, ls=":", label=f"chosen: {chosen:g}")
-ax.set(xscale="log", xlabel="learning rate", ylabel="English dev loss (nats)", title=method)
-_ = ax.legend()
-
-# %% [markdown]
-# A minimum at an end of the grid says that the grid was too narrow.
-
-# %%
-edge = chosen in (min(rates), max(rates)) and len(rates) > 2
-print(f"chosen {chosen:g}", "(at the edge of the grid)" if edge else "")
-
-# %%
 about = dict(
     study="learning_rates", task="topics", data=study.data.name, backbone=backbone, method=method,
     language="eng", shots=shots, length=length, init=init, position=position, loss=loss,
     reparameterization=reparameterization, hidden=hidden, scope=scope, metric="dev_loss",
 )  # fmt: skip
 rows = best.stack().dropna().rename("value").reset_index().assign(**about)
+described = f"{study.data.describe()}; {backbone}; {shots} shots."
+figure = figures.rate_grid(rows.assign(condition=method), described)
+
+# %% [markdown]
+# A minimum at an end of the grid says that the grid was too narrow.
+
+# %%
+chosen = best.mean(axis=1, skipna=False).idxmin()
+edge = chosen in (min(rates), max(rates)) and len(rates) > 2
+print(f"chosen {chosen:g}", "(at the edge of the grid)" if edge else "")
+
+# %%
 results = runs.finish(rows, run_dir, chosen=chosen, **study.facts(model))

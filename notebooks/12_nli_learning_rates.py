@@ -45,11 +45,8 @@ active_ratio: float = 0.2  # share of the weights in scope that a ticket holds
 scope: str = "encoder"  # weights a ticket may choose from: encoder, all, embeddings, layers a-b
 
 # %%
-import matplotlib.pyplot as plt
-from platformdirs import user_cache_path
-
 from xlcore import figures, mining, mlm, prose, runs
-from xlcore.checkpoints import choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
 
 figures.style()
@@ -81,7 +78,7 @@ blocks = mlm.pack(prose.read(data, mining_language), encoder.tokenizer, block)
 settings = mlm.Settings(
     mlm_steps, mlm_rate, batch_size, mlm_seed, vocabulary, study.verbalizer.ids, mixed,
 )  # fmt: skip
-mined = mining.mined(encoder, blocks, settings, scope, head_steps, user_cache_path("xlcore"))
+mined = mining.mined(encoder, blocks, settings, scope, head_steps, cache_folder())
 
 # %%
 told = mined.told(method, seeds[0], strategy, active_ratio, tuned)
@@ -97,29 +94,23 @@ best.round(3)
 # not finite is out. Guessing gives $\ln 3 \approx 1.1$: does any rate learn more than that?
 
 # %%
-mean = best.mean(axis=1, skipna=False)
-chosen = mean.idxmin()
-figure, ax = plt.subplots(figsize=(5.2, 3))
-ax.plot(best, "o", color=figures.SKY, ms=4)
-ax.plot(mean, "-", color=figures.BLUE)
-ax.axvline(chosen, color=figures.ORANGE, ls=":", label=f"chosen: {chosen:g}")
-ax.axhline(1.0986, color=figures.BLACK, ls=":", lw=1)
-ax.set(xscale="log", xlabel=which.replace("_", " "), ylabel="English dev loss (nats)", title=method)
-_ = ax.legend()
-
-# %% [markdown]
-# A minimum at an end of the grid says that the grid was too narrow.
-
-# %%
-edge = chosen in (min(rates), max(rates)) and len(rates) > 2
-print(f"chosen {chosen:g}", "(at the edge of the grid)" if edge else "")
-
-# %%
 about = dict(
     study="nli_learning_rates", task="nli", data=study.data.name, backbone=backbone, method=method,
     language="eng", shots=shots, drawn=study.drawn, epochs=epochs, length=length, tried=which,
     strategy=told.get("strategy", "none"), scope=told.get("scope", "none"), metric="dev_loss",
 )  # fmt: skip
 rows = best.stack().dropna().rename("value").rename_axis(["learning_rate", "seed"]).reset_index()
-results = runs.finish(rows.assign(**about), run_dir, chosen=chosen, mining=mined.about,
-                      **study.facts(encoder))  # fmt: skip
+rows = rows.assign(**about)
+described = f"{study.data.describe()}; {backbone}; {shots} shots; {which}."
+figure = figures.rate_grid(rows.assign(condition=method), described)
+
+# %% [markdown]
+# A minimum at an end of the grid says that the grid was too narrow.
+
+# %%
+chosen = best.mean(axis=1, skipna=False).idxmin()
+edge = chosen in (min(rates), max(rates)) and len(rates) > 2
+print(f"chosen {chosen:g}", "(at the edge of the grid)" if edge else "")
+
+# %%
+results = runs.finish(rows, run_dir, chosen=chosen, mining=mined.about, **study.facts(encoder))

@@ -272,13 +272,28 @@ def test_rates_in_a_list_are_those_of_the_methods_in_order():
 # --- grids of rates -------------------------------------------------------------------------------
 
 
+def test_the_rate_of_a_prompt_alone_is_the_prompts():
+    given = dict(methods=["prompt_only", "lora"], prompt_rate=0.25)
+    assert plan(**given, learning_rate=0.5).rates == dict(prompt_only=0.25, lora=0.5)
+    own = plan(**given, rates=[0.125, 0.5], epochs=2)
+    model = encoder()
+    (one,) = own.train(model, "prompt_only", seeds=[1], progress=False)
+    row = own.evaluate(model, [one], "s", progress=False).iloc[0]
+    assert row.learning_rate == row.prompt_rate == 0.125
+    same = plan(methods=["prompt_only"], prompt_rate=0.125, epochs=2)
+    (other,) = same.train(model, "prompt_only", seeds=[1], progress=False)
+    assert torch.equal(one.prompt, other.prompt)
+
+
 @pytest.mark.parametrize("which", ("learning_rate", "prompt_rate"))
-def test_a_grid_is_training_at_each_rate(which):
-    study, model = plan(methods=["sp"], epochs=2), encoder()
-    found = study.grid(model, "sp", [1e-3, 1e-2], which, progress=False)
+@pytest.mark.parametrize("method", ("sp", "prompt_only"))
+def test_a_grid_is_training_at_each_rate(method, which):
+    study, model = plan(methods=[method], epochs=2), encoder()
+    found = study.grid(model, method, [1e-3, 1e-2], which, progress=False)
     for rate in (1e-3, 1e-2):
-        own = plan(methods=["sp"], epochs=2, **{which: rate})
-        for one in own.train(model, "sp", progress=False):
+        both = dict(prompt_rate=rate) if method == "prompt_only" else {which: rate}
+        own = plan(methods=[method], epochs=2, **both)
+        for one in own.train(model, method, progress=False):
             part = found[(found.rate == rate) & (found.seed == one.recipe.seed)]
             wanted = [row["dev_loss"] for row in one.history]
             assert part.sort_values("epoch").dev_loss.tolist() == wanted

@@ -81,9 +81,19 @@ def drawn(name, codes):
     if name == "shots":
         methods = [*NLI, "bitfit", "dp", "sp", "mp"]
         return figures.shots_curves(table_of(codes, method=methods, shots=[4, 16, 64]), "about")
+    if name == "losses":
+        return figures.dev_losses(falling(["ltp", *NLI[2:], "bitfit", "mp"]), "about", 1.1)
     if name == "layers":
         return figures.ticket_layers(layers(), "about")
     return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
+
+
+def falling(methods):
+    """Dev losses of four epochs, lowest in the third of seed 1 and in the last of seed 2."""
+    cells = itertools.product(methods, ["eng"], (1, 2), range(1, 5))
+    rows = pd.DataFrame(cells, columns=["method", "train_language", "seed", "epoch"])
+    rises = (rows.seed == 1) & (rows.epoch == 4)
+    return rows.assign(dev_loss=1.5 - 0.1 * rows.epoch + 0.3 * rises)
 
 
 def layers(strategies=("movement", "random")):
@@ -95,7 +105,7 @@ def layers(strategies=("movement", "random")):
 
 
 KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars", "layers",
-         "shots")  # fmt: skip
+         "shots", "losses")  # fmt: skip
 
 
 @pytest.fixture
@@ -363,6 +373,17 @@ def test_rate_grid_rings_no_rate_that_lost_a_seed():
     assert [*ring.get_xdata()] == [0.001]
 
 
+def test_dev_losses_rings_each_draws_lowest_and_counts_whole_epochs():
+    figure = figures.dev_losses(falling(["ltp", "mp"]), "", 1.1)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["LTP: prompt, ticket", "MP"]
+    for ax in figure.axes:
+        rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+        assert [(*r.get_xdata(), *r.get_ydata()) for r in rings] == [(3, 1.2), (4, 1.1)]
+        assert all(float(tick).is_integer() for tick in ax.get_xticks())
+        (dotted,) = (line for line in ax.lines if line.get_linestyle() == ":")
+        assert set(dotted.get_ydata()) == {1.1}
+
+
 def bars_of(ax):
     """{label: (effect, low, high)} of one panel, from the top."""
     names = [t.get_text() for t in ax.figure.axes[0].get_yticklabels()]
@@ -502,6 +523,7 @@ def test_rows_that_hold_a_cell_twice_are_refused(draw):
         (lambda: figures.shots_curves(twice(FEW).assign(shots=4), ""), "one of each: selection"),
         (lambda: figures.rate_grid(table_of(FEW), ""), "'dev_loss'; there are: accuracy"),
         (lambda: figures.rate_grid(grid("abcdefgh"), ""), "at most 7 are legible"),
+        (lambda: figures.dev_losses(falling(["mp", "mp"]), ""), "several rows for one method"),
         (lambda: figures.effect_bars(ledger("aa"), ""), "several rows for one group, label"),
         (
             lambda: figures.heat_map(table_of(FEW, condition=["MLP"]), "", base="mlp"),

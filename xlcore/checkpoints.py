@@ -363,9 +363,14 @@ def _converted(target: Path, seconds: int, write: Callable[[Path], None]) -> Pat
     return target
 
 
+def cache_folder() -> Path:
+    """Return the user's folder of converted models and of what was mined; all can be made again."""
+    return user_cache_path("xlcore")
+
+
 def e5_folder(cache: Path | None = None) -> Path:
     """Return a folder with multilingual-e5-small as safetensors; see `e5.write`."""
-    cache = cache or user_cache_path("xlcore")
+    cache = cache or cache_folder()
     return _converted(cache / f"{e5.NAME}-{E5_KEY}", 10, e5.write)
 
 
@@ -374,7 +379,7 @@ def gemma_folder(cache: Path | None = None) -> Path:
 
     Raises InputError if a package is missing or its content is not the pinned one.
     """
-    cache = cache or user_cache_path("xlcore")
+    cache = cache or cache_folder()
     return _converted(cache / f"{GEMMA}-{GEMMA_SHA256[:16]}", 45, _write_gemma)
 
 

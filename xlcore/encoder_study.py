@@ -37,7 +37,7 @@ class EncoderStudy(Planned):
     draws: dict[str, tuple[Draw, ...]]  # language to train on -> a draw a seed
     methods: tuple[str, ...]
     settings: Settings
-    rates: dict[str, float]  # method -> learning rate of all but its prompt
+    rates: dict[str, float]  # method -> learning rate of all but its prompt; alone, the prompt's
     prompt: dict  # length, init, reparameterization, hidden: as `Recipe` has them
     in_language: bool = False
     selection: str = "best_dev"
@@ -72,7 +72,8 @@ class EncoderStudy(Planned):
         train_language: of the training texts in zero-shot transfer, or "in-language", where each
         language is trained and tested on itself. test_pairs: None for all, or how many a language,
         the same in all parallel ones. rates: learning rates by method, where they differ from the
-        table's, or one for each method in order. train_data: a corpus to train on other than the
+        table's, or one for each method in order; of a method that trains a prompt alone, the
+        prompt's, else `prompt_rate`. train_data: a corpus to train on other than the
         usual one; `settings` are those of `methods.Settings`. Raises InputError for the first
         choice that is not possible.
         """
@@ -164,12 +165,18 @@ class EncoderStudy(Planned):
     def _at(self, method: str, which: str, rate: float) -> "EncoderStudy":
         """Return the study with another rate of a method; InputError for one that cannot be."""
         settings = replace(self.settings, **{which: rate})
-        own = {method: rate} if which == "learning_rate" else {}
+        own = {method: rate} if which == "learning_rate" or _alone(method) else {}
         return replace(self, settings=settings, rates=self.rates | own)
+
+    def _rates_of(self, method: str) -> dict[str, float]:
+        """Return a method's learning rate and that of its prompt, the same if there is no more."""
+        rate = self.rates[method]
+        own = rate if _alone(method) else self.settings.prompt_rate
+        return dict(learning_rate=rate, prompt_rate=own)
 
     def _train(self, encoder: Encoder, drawn: Draw, recipe: Recipe, progress: bool) -> Trained:
         sides = [self.labelled(encoder, x, recipe) for x in drawn.texts(self.data, recipe.language)]
-        settings = replace(self.settings, learning_rate=self.rates[recipe.method])
+        settings = replace(self.settings, **self._rates_of(recipe.method))
         return methods.train(
             encoder, recipe, *sides, self.verbalizer, settings, self.selection, progress
         )
@@ -233,8 +240,7 @@ class EncoderStudy(Planned):
             position=recipe.kind.position or "none", init=recipe.init if prompted else "none",
             reparameterization=network, hidden=recipe.hidden if network != "none" else 0,
             trained=trained.count, loss=settings.loss, epochs=settings.epochs,
-            learning_rate=self.rates[recipe.method], prompt_rate=settings.prompt_rate,
-            selection=self.selection, **_active(trained),
+            selection=self.selection, **self._rates_of(recipe.method), **_active(trained),
         )  # fmt: skip
 
     def facts(self, backbone: Encoder) -> dict:
@@ -271,7 +277,13 @@ def _rates(
         choose("method with a rate", name, chosen)
         replace(settings, learning_rate=rate)  # checked like the settings' own
     usual = {x: settings.learning_rate if shared else METHODS[x].rate for x in chosen}
+    usual |= {x: settings.prompt_rate for x in chosen if _alone(x)}
     return usual | dict(given)
+
+
+def _alone(method: str) -> bool:
+    """Whether a method trains its prompt and nothing else."""
+    return METHODS[method].trains is methods.nothing
 
 
 def _check_model(

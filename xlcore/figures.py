@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from xlcore.errors import InputError, choose
@@ -135,6 +135,25 @@ def _panels(high: int, wide: int, height: float, **options: object) -> tuple[Fig
     """Axes (high, wide) on a figure as wide as the page, `height` in inches."""
     size = (PAGE, height)
     return plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def _small(names: Iterable[str], most: int, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """Small multiples: a panel a name, at most `most` in a row, labelled on the outside."""
+    names = list(names)
+    high = -(-len(names) // most)
+    wide = -(-len(names) // high)
+    figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=True, sharey=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        title = NAMES.get(name, name.replace("_", " "))
+        ax.set_title(title, fontsize="medium", loc="left")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(y)
+    for ax in axes.flat[max(0, len(names) - wide) : len(names)]:  # none stands below
+        ax.set_xlabel(x)
+        ax.tick_params(labelbottom=True)
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    return figure, dict(zip(names, axes.flat, strict=False))
 
 
 def _seeds(table: pd.DataFrame) -> str:
@@ -445,6 +464,28 @@ def rate_grid(rows: pd.DataFrame, about: str) -> Figure:
     return figure
 
 
+def dev_losses(losses: pd.DataFrame, about: str, guess: float | None = None) -> Figure:
+    """Draw dev loss over the epochs, a panel a method, a line a draw; dotted: the loss of guessing.
+
+    losses: rows with method, train_language, seed, epoch and dev_loss (nats); rings mark each
+    draw's lowest. Raises InputError for two rows of one of these.
+    """
+    draw = ["method", "train_language", "seed"]
+    _checked(losses, [*draw, "epoch"], "dev_loss")
+    figure, panels = _small(losses.method.unique(), 3, "epoch", "dev loss (nats)")
+    for name, ax in panels.items():
+        for _, part in losses[losses.method == name].groupby(draw):
+            (line,) = ax.plot(part.epoch, part.dev_loss, marker=".", ms=4, lw=1, alpha=0.8)
+            best = part.loc[part.dev_loss.idxmin()]
+            ax.plot(best.epoch, best.dev_loss, "o", mfc="none", color=line.get_color(), ms=8)
+        if guess is not None:
+            ax.axhline(guess, color=BLACK, ls=":", lw=1)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    told = "; dotted: guessing" * (guess is not None)
+    caption(figure, f"{about} A line a draw; rings: its lowest loss{told}.", losses)
+    return figure
+
+
 def ticket_layers(counts: pd.DataFrame, about: str) -> Figure:
     """Draw where tickets lie, one panel each: each layer's share of the active weights, by kind.
 
@@ -453,23 +494,13 @@ def ticket_layers(counts: pd.DataFrame, about: str) -> Figure:
     InputError for a layer and kind twice in a ticket. Source: LTP, Figure 3.
     """
     _checked(counts, ["strategy", "layer", "kind"], "active", "total")
-    names = list(counts.strategy.unique())
-    wide = min(3, len(names))
-    high = -(-len(names) // wide)
-    figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=True, sharey=True)
-    for ax, name in zip(axes.flat, names, strict=False):
+    figure, panels = _small(counts.strategy.unique(), 3, "layer", "% of the ticket")
+    every = sorted(counts.layer.unique())
+    for name, ax in panels.items():
         _layers(ax, counts[counts.strategy == name])
-        ax.set_title(name.replace("_", " "), fontsize="medium", loc="left")
-        every = sorted(counts.layer.unique())
         ax.set_xticks(every[:: 1 + len(every) // 9])
-    for ax in axes[:, 0]:
-        ax.set_ylabel("% of the ticket")
-    for ax in axes.flat[max(0, len(names) - wide) : len(names)]:  # none stands below
-        ax.set_xlabel("layer")
-        ax.tick_params(labelbottom=True)
-    for ax in axes.flat[len(names) :]:
-        ax.remove()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=6, loc="outside upper left",
+    (first, *_) = panels.values()
+    figure.legend(*first.get_legend_handles_labels(), ncols=6, loc="outside upper left",
                   columnspacing=1, handlelength=1)  # fmt: skip
     caption(figure, about, counts)
     return figure
