@@ -82,9 +82,8 @@ else:
 assert weights_sha256(model.model) == before
 
 # %%
-table = losses.pivot(index="epoch", columns="seed", values="dev_loss")
-ax = table.plot(figsize=(5.2, 3), color=figures.BLUE, alpha=0.6, legend=False)
-_ = ax.set(xlabel="epoch", ylabel="English dev loss (nats)", ylim=(0, None), title=method)
+about = f"{plan.data.describe()}; {backbone}; {shots} English shots."
+figure = figures.dev_losses(losses.assign(method=method, train_language="eng"), about)
 
 # %% [markdown]
 # ## 3. What came out
