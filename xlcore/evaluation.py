@@ -65,6 +65,12 @@ def batches(tokens: Tokens, least: int = 1) -> Iterator[tuple[Tensor, Tokens]]:
             yield rows.cpu(), tokens.rows(rows)
 
 
+def halves(tokens: Tokens, rows: Tensor) -> tuple[Tensor, ...]:
+    """Split rows (B,) by length, on a CPU in two: there padding costs more than a second pass."""
+    order = rows[tokens.lengths[rows.to(tokens.ids.device)].argsort(stable=True).cpu()]
+    return order.chunk(2 if tokens.ids.device.type == "cpu" else 1)
+
+
 def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
     """Return the share of equal entries of two label arrays (N,), in percent."""
     return float(100 * np.mean(gold == predicted))

@@ -289,9 +289,10 @@ def _measure(
     encoder: Encoder, read: Reader, words: Tensor, settings: Settings, side: Labelled, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
-    labels = side.labels[rows].to(words.device)
+    parts = evaluation.halves(side.tokens, rows)
+    labels = side.labels[torch.cat(parts)].to(words.device)
     with mixed_precision(encoder.device, settings.mixed):
-        hidden = read(side.tokens.rows(rows))  # (B, d)
+        hidden = torch.cat([read(side.tokens.rows(part)) for part in parts])  # (B, d)
         if settings.loss == "label_words":
             scores = encoder.logits(hidden, words)  # (B, K)
             loss = F.cross_entropy(scores, labels)

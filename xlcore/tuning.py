@@ -291,9 +291,11 @@ def _measure(
     made: Tuner, side: Labelled, rows: Tensor, verbalizer: Verbalizer, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of these rows, with its gradient, and their accuracy."""
-    backbone, labels = made.backbone, side.labels[rows]
+    backbone, parts = made.backbone, evaluation.halves(side.tokens, rows)
+    labels = side.labels[torch.cat(parts)]
     with mixed_precision(backbone.device, made.mixed):
-        hidden = made.states(backbone, side.tokens.rows(rows))  # (B, 1, d)
+        read = [made.states(backbone, side.tokens.rows(part)) for part in parts]
+        hidden = torch.cat(read)  # (B, 1, d)
         loss = label_loss(backbone, hidden, labels, verbalizer, settings.loss).mean()
         words = torch.tensor(verbalizer.ids, device=hidden.device)
         guess = backbone.logits(hidden.detach(), words)[:, 0].argmax(-1).cpu()
