@@ -3,6 +3,8 @@
 References: one text and one prompt at a time in full; confusion matrices counted by hand.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ import torch
 from references import FAMILIES, VERBALIZER, WORD_IDS, plain_scores, tiny
 
 from xlcore import evaluation
+from xlcore.backbones import Tokens
 from xlcore.data import load
 from xlcore.evaluation import accuracy, evaluate, macro_f1, score
 from xlcore.prompts import Verbalizer
@@ -73,6 +76,46 @@ def test_a_single_prompt_and_a_single_text_keep_their_axes():
 def test_scoring_leaves_no_gradient():
     trainable = [p.requires_grad_() for p in prompts()]
     assert not score(tiny("tiny-llama"), trainable, TEXTS, VERBALIZER).requires_grad
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def texts_of(lengths):
+    """Tokens with texts of these lengths, padded on the right; the first id is the row's number."""
+    ids = torch.arange(len(lengths))[:, None].repeat(1, max(lengths))
+    return Tokens(ids, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+
+
+@pytest.mark.parametrize("least", (1, 6))
+@pytest.mark.parametrize("room", (1, 12, 40, 10**6))
+def test_batches_hold_every_text_once_and_as_many_as_there_is_room_for(monkeypatch, room, least):
+    lengths = np.random.default_rng(3).integers(1, 12, 57).tolist()
+    monkeypatch.setattr(evaluation, "PASS_TOKENS", {"cpu": room})
+    found = list(evaluation.batches(texts_of(lengths), least))
+    assert sorted(torch.cat([rows for rows, _ in found]).tolist()) == list(range(57))
+    sizes = [[max(least, lengths[row]) for row in rows] for rows, _ in found]
+    for (rows, tokens), size in zip(found, sizes, strict=True):
+        assert tokens.ids[:, 0].tolist() == rows.tolist()
+        assert tokens.ids.shape[1] == max(lengths[row] for row in rows)  # trimmed
+        assert len(rows) == 1 or len(rows) * max(size) <= room
+    for size, (first, *_) in itertools.pairwise(sizes):
+        assert max(size) <= first and (len(size) + 1) * first > room  # the next one had no room
+
+
+def test_no_text_makes_no_batch():
+    none = torch.ones(0, 3, dtype=torch.long)
+    assert not list(evaluation.batches(Tokens(none, none.bool())))
+
+
+@pytest.mark.parametrize("count", (1, 2, 7))
+def test_halves_hold_each_row_once_the_shorter_texts_first(count):
+    lengths = [9, 2, 7, 4, 4, 8, 1, 3]
+    rows = torch.tensor([5, 0, 3, 6, 4, 7, 2])[:count]
+    parts = evaluation.halves(texts_of(lengths), rows)
+    assert sorted(torch.cat(parts).tolist()) == sorted(rows.tolist())
+    ordered = [lengths[row] for row in torch.cat(parts)]
+    assert ordered == sorted(ordered) and len(parts) == min(2, count)
 
 
 # --- metrics --------------------------------------------------------------------------------------
