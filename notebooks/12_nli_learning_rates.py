@@ -101,8 +101,8 @@ about = dict(
 )  # fmt: skip
 rows = best.stack().dropna().rename("value").rename_axis(["learning_rate", "seed"]).reset_index()
 rows = rows.assign(**about)
-described = f"{study.data.describe()}; {backbone}; {shots} shots; {which}."
-figure = figures.rate_grid(rows.assign(condition=method), described)
+described = f"{study.data.describe()}; {backbone}; {shots} shots; tried: {which.replace('_', ' ')}."
+figure = figures.rate_grid(rows.assign(condition=figures.NAMES[method]), described)
 
 # %% [markdown]
 # A minimum at an end of the grid says that the grid was too narrow.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -474,10 +475,12 @@ def dev_losses(losses: pd.DataFrame, about: str, guess: float | None = None) -> 
     _checked(losses, [*draw, "epoch"], "dev_loss")
     figure, panels = _small(losses.method.unique(), 3, "epoch", "dev loss (nats)")
     for name, ax in panels.items():
-        for _, part in losses[losses.method == name].groupby(draw):
-            (line,) = ax.plot(part.epoch, part.dev_loss, marker=".", ms=4, lw=1, alpha=0.8)
+        colours = cycle(colour for colour, _ in LOOKS)
+        drawn = losses[losses.method == name].groupby(draw)
+        for colour, (_, part) in zip(colours, drawn, strict=False):
+            ax.plot(part.epoch, part.dev_loss, ".-", color=colour, ms=4, lw=1, alpha=0.8)
             best = part.loc[part.dev_loss.idxmin()]
-            ax.plot(best.epoch, best.dev_loss, "o", mfc="none", color=line.get_color(), ms=8)
+            ax.plot(best.epoch, best.dev_loss, "o", mfc="none", color=colour, ms=8)
         if guess is not None:
             ax.axhline(guess, color=BLACK, ls=":", lw=1)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
