@@ -83,7 +83,7 @@ assert weights_sha256(model.model) == before
 
 # %%
 about = f"{plan.data.describe()}; {backbone}; {shots} English shots."
-figure = figures.dev_losses(losses.assign(method=method, train_language="eng"), about)
+figure = figures.dev_curves(losses.assign(method=method, train_language="eng"), about)
 
 # %% [markdown]
 # ## 3. What came out

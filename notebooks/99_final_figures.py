@@ -72,7 +72,8 @@ nli = rows[rows.study.isin(claims_ltp.STUDIES)]
 rows = rows[rows.task != "nli"]  # the other task has figures of its own
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
-models = {one["name"]: f"{one['name']} ({one['dtype']})" for one in used}  # as captions say
+heads = {one["name"]: "; MLM head fitted" * (one.get("mlm_head") == "fitted") for one in used}
+models = {x["name"]: f"{x['name']} ({x['dtype']}{heads[x['name']]})" for x in used}  # for captions
 facts = {name: manifest["facts"] for name, (_, manifest) in finished.items()}
 data_name = next(iter(finished.values()))[1]["data"]
 
@@ -268,7 +269,7 @@ for (backbone, name, study), part in compared.groupby(["backbone", "data", "stud
         keep(figure, f"{place}-{k}-shots")
 
 # %% [markdown]
-# How the methods' rates were chosen, by English dev loss on draws that are used for nothing else.
+# How the methods' rates were chosen, by English dev accuracy, on draws that serve nothing else.
 
 # %%
 names = tried_nli.method.replace(figures.NAMES)
@@ -276,7 +277,8 @@ of_prompt = (tried_nli.tried == "prompt_rate") & (tried_nli.method != "prompt_on
 grid = tried_nli.assign(condition=names.where(~of_prompt, names + ", its prompt"))
 for (backbone, k), part in grid.groupby(["backbone", "shots"]):
     about = f"{about_data(part)}; {models[backbone]}; {k} shots."
-    keep(figures.rate_grid(part, about), f"{backbone.split('/')[-1]}-nli-rates-{k}-shots")
+    figure = figures.rate_grid(part, about, "dev_accuracy")
+    keep(figure, f"{backbone.split('/')[-1]}-nli-rates-{k}-shots")
 
 # %% [markdown]
 # ## 10. The claims
@@ -305,10 +307,11 @@ index = ["study", "method", "shots", "length", "learning_rate", "reparameterizat
 numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
 
 # %%
-group = compared.language.where(compared.language == "eng", "others")
 keys = ["backbone", "data", "study", "method", "shots", "group"]
-nli_numbers = by_seed(compared.assign(group=group), keys)
-shown = nli_numbers.pivot_table(index=keys[1:-1], columns="group", values="mean", sort=False)
+others = compared[compared.language != "eng"].assign(group="others")
+nli_numbers = by_seed(pd.concat([others, compared.assign(group=compared.language)]), keys)
+shown = nli_numbers[nli_numbers.group.isin(["eng", "others"])]
+shown = shown.pivot_table(index=keys[1:-1], columns="group", values="mean", sort=False)
 shown.round(1)
 
 # %%

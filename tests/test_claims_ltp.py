@@ -10,10 +10,12 @@ from scipy import stats
 from xlcore import claims, claims_ltp, statistics
 from xlcore.claims_ltp import OWN, ZERO_SHOT, judge
 from xlcore.errors import InputError
+from xlcore.methods import METHODS
 
 CODES = ["eng", "deu", "fra", "swh", "tur", "zho"]
 SEEDS = range(1, 7)
 LEVELS = dict(ltp=50, random_ticket=46, fine_tuning=45, prompt_only=35)
+ALL = LEVELS | dict.fromkeys(["dp", "sp", "mp", "prefix_tuning", "lora", "bitfit"], 40)
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,7 @@ def made(method, level, study=ZERO_SHOT, data="xnli", shots=64, seeds=SEEDS, noi
     about = dict(
         study=study, task="nli", data=data, backbone="multilingual-e5-small", method=method,
         metric="accuracy", shots=shots, drawn="seeded", run=f"run-{method}",
+        strategy=claims_ltp.TICKETS.get(method, "none"), active_ratio=0.20001,
     )  # fmt: skip
     table = pd.DataFrame(cells, columns=["language", "seed"])
     return table.assign(value=values, train_language=own, **about | more)
@@ -60,7 +63,7 @@ def test_without_rows_each_claim_is_not_run_and_says_what_it_needs():
     table = judge(together().head(0))
     assert table.claim.tolist() == ["C6", "C7", "C7", "C10"]
     assert set(table.verdict) == {"not run"}
-    assert table.test.str.contains("needs method ltp in study").all()
+    assert table.test.str.contains("needs method ltp, 20 % by movement in").all()
 
 
 def test_rows_of_other_studies_do_not_count():
@@ -103,13 +106,39 @@ def test_p_is_holms_over_the_baselines():
 @pytest.mark.parametrize(
     ("levels", "verdict"),
     [
-        (LEVELS, "supported"),
-        (LEVELS | dict(fine_tuning=50), "undecided"),
+        (ALL, "supported"),
+        (ALL | dict(fine_tuning=50), "undecided"),
+        (ALL | dict(fine_tuning=55), "contradicted"),
+        (LEVELS, "undecided"),  # six baselines were not run
         (LEVELS | dict(fine_tuning=55), "contradicted"),
     ],
 )
 def test_the_claim_stands_only_over_all_baselines(levels, verdict):
-    assert lines(together(levels), "C6").verdict[0] == verdict
+    found = lines(together(levels), "C6")
+    assert found.verdict[0] == verdict
+    lacking = "not run: DP, SP, MP, prefix tuning, LoRA, BitFit" in found.test[0]
+    assert lacking == (len(levels) < len(ALL))
+
+
+def test_the_baselines_are_all_methods_beside_ltp():
+    assert sorted(["ltp", *claims_ltp.BASELINES]) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("change", (dict(active_ratio=0.5), dict(strategy="large_final")))
+def test_another_ticket_than_the_papers_is_no_evidence(change):
+    found = judge(together(ALL).assign(**change))
+    assert set(found.verdict) == {"not run"}
+    assert found.test.str.contains("needs method ltp, 20 % by movement").any()
+
+
+def test_only_xnli_judges_the_claim_on_xnli():
+    found = judge(together(ALL, data="pocket_nli"))
+    assert found[found.claim == "C6"].verdict.tolist() == ["not run"]
+    assert "supported" in set(found[found.claim == "C10"].verdict)
+
+
+def test_one_ticket_for_all_seeds_is_said():
+    assert judge(together()).query("verdict != 'not run'").test.str.contains("mined once").all()
 
 
 def test_three_seeds_decide_nothing():
@@ -123,8 +152,8 @@ def test_a_published_split_is_said_to_be_the_same_for_every_seed():
 
 
 def test_americas_is_judged_apart_zero_shot_and_in_language():
-    own = together(LEVELS | dict(prompt_only=60), study=OWN, data="americasnli")
-    rows = pd.concat([together(), together(data="americasnli"), own])
+    own = together(ALL | dict(prompt_only=60), study=OWN, data="americasnli")
+    rows = pd.concat([together(), together(ALL, data="americasnli"), own])
     assert set(lines(rows, "C6").data) == {"xnli"}
     found = lines(rows, "C7")
     assert set(found.data) == {"americasnli"}
@@ -172,7 +201,7 @@ def test_c10_without_full_tuning_is_not_run():
 
 
 def test_the_page_names_what_tells_main_lines_apart():
-    rows = pd.concat([together(), together(data="americasnli")])
+    rows = pd.concat([together(ALL), together(ALL, data="americasnli")])
     shown = dict(claims=claims_ltp.CLAIMS)
     text = claims.page(judge(rows), {"C6": "curve.svg"}, "make reproduce", **shown)
     assert "[curve.svg](curve.svg)" in text and "nan" not in text

@@ -82,7 +82,7 @@ def drawn(name, codes):
         methods = [*NLI, "bitfit", "dp", "sp", "mp"]
         return figures.shots_curves(table_of(codes, method=methods, shots=[4, 16, 64]), "about")
     if name == "losses":
-        return figures.dev_losses(falling(["ltp", *NLI[2:], "bitfit", "mp"]), "about", 1.1)
+        return figures.dev_curves(falling(["ltp", *NLI[2:], "bitfit", "mp"]), "about", guess=1.1)
     if name == "layers":
         return figures.ticket_layers(layers(), "about")
     return figures.effect_bars(ledger(map(figures.name_of, codes)), "about")
@@ -93,7 +93,8 @@ def falling(methods):
     cells = itertools.product(methods, ["eng"], (1, 2), range(1, 5))
     rows = pd.DataFrame(cells, columns=["method", "train_language", "seed", "epoch"])
     rises = (rows.seed == 1) & (rows.epoch == 4)
-    return rows.assign(dev_loss=1.5 - 0.1 * rows.epoch + 0.3 * rises)
+    better = 0.25 * rows.epoch - 0.5 * (rows.epoch == 4)
+    return rows.assign(dev_loss=1.5 - 0.1 * rows.epoch + 0.3 * rises, dev_accuracy=better)
 
 
 def layers(strategies=("movement", "random")):
@@ -365,6 +366,14 @@ def test_rate_grid_rings_the_lowest_mean():
     assert (*ring.get_xdata(), *ring.get_ydata()) == pytest.approx((0.01, 1.15))
 
 
+def test_rate_grid_of_accuracies_rings_the_highest_mean():
+    rows = grid(["lora"]).assign(metric="dev_accuracy")
+    (ax,) = figures.rate_grid(rows, "", "dev_accuracy").axes
+    ring = next(line for line in ax.lines if line.get_markerfacecolor() == "none")
+    assert (*ring.get_xdata(), *ring.get_ydata()) == pytest.approx((0.1, 1.24))
+    assert ax.get_ylabel() == "English dev accuracy (%)"
+
+
 def test_rate_grid_rings_no_rate_that_lost_a_seed():
     rows = grid(["lora"])
     rows = rows[(rows.learning_rate != 0.01) | (rows.seed != 2)]
@@ -373,8 +382,8 @@ def test_rate_grid_rings_no_rate_that_lost_a_seed():
     assert [*ring.get_xdata()] == [0.001]
 
 
-def test_dev_losses_rings_each_draws_lowest_and_counts_whole_epochs():
-    figure = figures.dev_losses(falling(["ltp", "mp"]), "", 1.1)
+def test_dev_curves_ring_each_draws_best_and_count_whole_epochs():
+    figure = figures.dev_curves(falling(["ltp", "mp"]), "", guess=1.1)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["LTP: prompt, ticket", "MP"]
     for ax in figure.axes:
         rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
@@ -382,6 +391,13 @@ def test_dev_losses_rings_each_draws_lowest_and_counts_whole_epochs():
         assert all(float(tick).is_integer() for tick in ax.get_xticks())
         (dotted,) = (line for line in ax.lines if line.get_linestyle() == ":")
         assert set(dotted.get_ydata()) == {1.1}
+
+
+def test_dev_curves_ring_the_highest_accuracy_in_percent():
+    (ax,) = figures.dev_curves(falling(["mp"]), "", "dev_accuracy").axes
+    rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [(*r.get_xdata(), *r.get_ydata()) for r in rings] == [(3, 75.0)] * 2
+    assert ax.get_ylabel() == "dev accuracy (%)"
 
 
 def bars_of(ax):
@@ -523,7 +539,7 @@ def test_rows_that_hold_a_cell_twice_are_refused(draw):
         (lambda: figures.shots_curves(twice(FEW).assign(shots=4), ""), "one of each: selection"),
         (lambda: figures.rate_grid(table_of(FEW), ""), "'dev_loss'; there are: accuracy"),
         (lambda: figures.rate_grid(grid("abcdefgh"), ""), "at most 7 are legible"),
-        (lambda: figures.dev_losses(falling(["mp", "mp"]), ""), "several rows for one method"),
+        (lambda: figures.dev_curves(falling(["mp", "mp"]), ""), "several rows for one method"),
         (lambda: figures.effect_bars(ledger("aa"), ""), "several rows for one group, label"),
         (
             lambda: figures.heat_map(table_of(FEW, condition=["MLP"]), "", base="mlp"),

@@ -53,6 +53,7 @@ class TaskData:
     frame: pd.DataFrame = field(repr=False)
     parallel: bool = True
     fit: Corpus | None = None  # where train and dev came from, which decides how to draw
+    sampled: str = ""  # how many test examples a language there were before `fewer_tests`
 
     def __post_init__(self) -> None:
         columns = [*COLUMNS, *self.task.columns]
@@ -97,11 +98,15 @@ class TaskData:
 
     def describe(self) -> str:
         """Return the data in one line for a caption: title, source, test texts per language."""
-        counts = self.frame.loc[self.frame.split == "test", "language"].value_counts()
-        low, high = (counts.min(), counts.max()) if len(counts) else (0, 0)
-        number = f"{low}" if low == high else f"{low} to {high}"
+        number = self._tested() + f" of {self.sampled}" * bool(self.sampled)
         unit = "texts" if len(self.task.columns) == 1 else "pairs"
         return f"{self.title} ({self.source}), {number} test {unit} per language"
+
+    def _tested(self) -> str:
+        """Return the number of test examples per language, a range if it differs."""
+        counts = self.frame.loc[self.frame.split == "test", "language"].value_counts()
+        low, high = (counts.min(), counts.max()) if len(counts) else (0, 0)
+        return f"{low}" if low == high else f"{low} to {high}"
 
     def __str__(self) -> str:
         counts = self.frame.split.value_counts()
@@ -423,7 +428,8 @@ def fewer_tests(data: TaskData, number: int) -> TaskData:
         shuffled = rows.iloc[np.random.Generator(np.random.PCG64(0)).permutation(len(rows))]
         rank = shuffled.groupby("label").cumcount()  # the first of each label, then the second, ...
         kept.append(rows.loc[rank.sort_values(kind="stable").index[:number]])
-    return replace(data, frame=pd.concat(kept))
+    fewer = replace(data, frame=pd.concat(kept))
+    return data if len(fewer.frame) == len(data.frame) else replace(fewer, sampled=data._tested())
 
 
 @dataclass(frozen=True)

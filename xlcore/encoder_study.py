@@ -18,11 +18,11 @@ from xlcore.cloze import TEMPLATES, cloze, strip
 from xlcore.data import Draw, TaskData, draw, fewer_tests, load
 from xlcore.encoders import KEYED, Encoder
 from xlcore.errors import InputError, choose
-from xlcore.methods import METHODS, Recipe, Settings, Trained
+from xlcore.methods import METHODS, SELECTIONS, Recipe, Settings, Trained
 from xlcore.prompts import Verbalizer, check_lengths, check_start
 from xlcore.study import Planned, check_different, label_words, make_settings
 from xlcore.tickets import Ticket
-from xlcore.training import SELECTIONS, Labelled, TrainingDiverged
+from xlcore.training import Labelled, TrainingDiverged
 
 IN_LANGUAGE = "in-language"
 
@@ -40,7 +40,7 @@ class EncoderStudy(Planned):
     rates: dict[str, float]  # method -> learning rate of all but its prompt; alone, the prompt's
     prompt: dict  # length, init, reparameterization, hidden: as `Recipe` has them
     in_language: bool = False
-    selection: str = "best_dev"
+    selection: str = "best_dev_accuracy"
     device: str = "auto"
     _tokens_of: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -61,7 +61,7 @@ class EncoderStudy(Planned):
         reparameterization: str = "none",
         hidden: int = 200,
         rates: Mapping[str, float] | Sequence[float] = (),
-        selection: str = "best_dev",
+        selection: str = "best_dev_accuracy",
         device: str = "auto",
         task: str = "nli",
         train_data: str | None = None,
@@ -143,13 +143,15 @@ class EncoderStudy(Planned):
         self, encoder: Encoder, method: str, rates: Sequence[float], which: str = "learning_rate",
         progress: bool = True, **told: object,
     ) -> pd.DataFrame:  # fmt: skip
-        """Return the losses of every rate and draw, without looking at any test text.
+        """Return losses and accuracies of every rate and draw, without looking at any test text.
 
         which: the rate tried, "learning_rate" or "prompt_rate"; told: as for `train`. Columns are
         those of `losses`, and rate. A rate at which a loss is not finite is printed, and its draw
-        has one row with empty losses. Raises InputError as `train`.
+        has one row with empty ones. Raises InputError as `train`.
         """
         choose("rate to try", which, ("learning_rate", "prompt_rate"))
+        if which == "prompt_rate" and not METHODS[choose("method", method, METHODS)].position:
+            raise InputError(f"method {method!r} has no soft prompt, so no prompt_rate to try")
         tried = [self._at(method, which, rate) for rate in rates]
         seeds, found = [drawn.seed for drawn in next(iter(self.draws.values()))], []
         for (rate, plan), seed in product(zip(rates, tried, strict=True), seeds):
@@ -158,7 +160,8 @@ class EncoderStudy(Planned):
                 histories = [plan.losses(one) for one in done]
             except TrainingDiverged as error:
                 print(f"{which} {rate:g} is out: {error}")
-                histories = [pd.DataFrame([dict(epoch=0, dev_loss=float("nan"), seed=seed)])]
+                empty = dict(epoch=0, dev_loss=float("nan"), dev_accuracy=float("nan"))
+                histories = [pd.DataFrame([empty | dict(seed=seed)])]
             found += [history.assign(rate=rate) for history in histories]
         return pd.concat(found, ignore_index=True)
 
@@ -218,7 +221,7 @@ class EncoderStudy(Planned):
         return methods.score(encoder, read, tokens, self.verbalizer, self.settings.mixed)[None]
 
     def losses(self, trained: Trained) -> pd.DataFrame:
-        """Return every epoch's losses, with method, train_language, seed and learning_rate."""
+        """Return every epoch's losses and dev accuracy, with method, language, seed and rate."""
         recipe = trained.recipe
         return pd.DataFrame(trained.history).assign(
             method=recipe.method, train_language=recipe.language, seed=recipe.seed,
@@ -246,7 +249,15 @@ class EncoderStudy(Planned):
     def facts(self, backbone: Encoder) -> dict:
         """Return what a manifest must say of the data and the encoder, its head included."""
         facts = super().facts(backbone)
-        return facts | dict(backbone=facts["backbone"] | dict(mlm_head=backbone.mlm_head))
+        dtype = facts["backbone"]["dtype"] + ", multiplied in bfloat16" * self.settings.mixed
+        own = dict(mlm_head=backbone.mlm_head, dtype=dtype)
+        return facts | dict(backbone=facts["backbone"] | own)
+
+    def describe(self, encoder: Encoder) -> str:
+        """Return data and encoder in one line for a caption, with a head that had to be fitted."""
+        one = self.facts(encoder)["backbone"]
+        fitted = "; MLM head fitted" * (one["mlm_head"] == "fitted")
+        return f"{self.data.describe()}; {one['name']} ({one['dtype']}{fitted})"
 
 
 def _active(trained: Trained) -> dict:

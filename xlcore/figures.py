@@ -47,6 +47,7 @@ METHOD_NAMES = {
     "soft_prompt": "soft prompt, frozen model", "joint_tuning": "soft prompt, model tuned",
     "fine_tuning": "model tuned, no prompt", "lora": "LoRA", "prefix_tuning": "prefix tuning",
 }  # fmt: skip
+CURVES = {"dev_loss": (-1, "dev loss (nats)"), "dev_accuracy": (100, "dev accuracy (%)")}
 SCALES = {  # what accuracy is drawn against
     "length": "prompt length (tokens, log scale)", "learning_rate": "learning rate (log scale)",
 }  # fmt: skip
@@ -435,57 +436,65 @@ def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
     return figure
 
 
-def rate_grid(rows: pd.DataFrame, about: str) -> Figure:
-    """Draw English dev loss against learning rate, one line a condition, the lowest mean ringed.
+def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figure:
+    """Draw a dev metric against learning rate, one line a condition, the best mean ringed.
 
-    rows: metric "dev_loss" (nats), with condition, learning_rate and seed; one dot a seed. A rate
-    that lacks a seed (its loss was not finite) gets no ring. Raises InputError for no such rows, or
-    for two of one condition, rate and seed.
+    rows: metric "dev_loss" (nats, on a log scale) or "dev_accuracy" (%), with condition,
+    learning_rate and seed; one dot a seed. A rate that lacks a seed (its loss was not finite) gets
+    no ring. Raises InputError for no such rows, or for two of one condition, rate and seed.
     """
     cell = ["condition", "learning_rate", "seed"]
-    shown = _checked(pick(rows, metric="dev_loss"), cell, "value")
+    scale, name = CURVES[choose("dev metric", metric, CURVES)]
+    shown = _checked(pick(rows, metric=metric), cell, "value")
     figure, [[ax]] = _panels(1, 1, 3.2)
-    for name, (label, colour, marker) in _looks(shown.condition.unique()).items():
-        part = shown[shown.condition == name]
+    for condition, (label, colour, marker) in _looks(shown.condition.unique()).items():
+        part = shown[shown.condition == condition]
         table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
         ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
         line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
         ax.plot(table.learning_rate, table["mean"], **line)
-        best = table.loc[table["mean"].where(table.n == table.n.max()).idxmin()]
+        whole = (np.sign(scale) * table["mean"]).where(table.n == table.n.max())
+        best = table.loc[whole.idxmax()]
         ax.plot(best.learning_rate, best["mean"], "o", mfc="none", color=colour, ms=11, mew=1.2)
-    ax.set(xscale="log", xlabel="learning rate (log scale)")
-    ax.set(yscale="log", ylabel="English dev loss (nats, log scale)")
+    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"English {name}")
     ax.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e−"))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_locator(NullLocator())
+    if metric == "dev_loss":
+        ax.set(yscale="log", ylabel="English dev loss (nats, log scale)")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     figure.legend(loc="outside right upper")
     seeds = _seeds(by_seed(shown, cell[:2]))
-    caption(figure, f"{about} {seeds}, a dot each; lines: means; ring: lowest mean.", rows)
+    caption(figure, f"{about} {seeds}, a dot each; lines: means; ring: best mean.", rows)
     return figure
 
 
-def dev_losses(losses: pd.DataFrame, about: str, guess: float | None = None) -> Figure:
-    """Draw dev loss over the epochs, a panel a method, a line a draw; dotted: the loss of guessing.
+def dev_curves(
+    history: pd.DataFrame, about: str, metric: str = "dev_loss", guess: float | None = None
+) -> Figure:
+    """Draw a dev metric over the epochs, a panel a method, a line a draw; dotted: guessing.
 
-    losses: rows with method, train_language, seed, epoch and dev_loss (nats); rings mark each
-    draw's lowest. Raises InputError for two rows of one of these.
+    history: rows with method, train_language, seed, epoch, dev_loss (nats) and dev_accuracy (0 to
+    1). metric: one of the last two. Rings mark each draw's best, the lowest loss or the highest
+    accuracy, the first of equals. Raises InputError for two rows of one draw and epoch.
     """
     draw = ["method", "train_language", "seed"]
-    _checked(losses, [*draw, "epoch"], "dev_loss")
-    figure, panels = _small(losses.method.unique(), 3, "epoch", "dev loss (nats)")
-    for name, ax in panels.items():
+    scale, name = CURVES[choose("dev metric", metric, CURVES)]
+    shown = _checked(history, [*draw, "epoch"], metric)
+    shown = shown.assign(y=abs(scale) * shown[metric])
+    figure, panels = _small(shown.method.unique(), 3, "epoch", name)
+    for method, ax in panels.items():
         colours = cycle(colour for colour, _ in LOOKS)
-        drawn = losses[losses.method == name].groupby(draw)
+        drawn = shown[shown.method == method].groupby(draw)
         for colour, (_, part) in zip(colours, drawn, strict=False):
-            ax.plot(part.epoch, part.dev_loss, ".-", color=colour, ms=4, lw=1, alpha=0.8)
-            best = part.loc[part.dev_loss.idxmin()]
-            ax.plot(best.epoch, best.dev_loss, "o", mfc="none", color=colour, ms=8)
+            ax.plot(part.epoch, part.y, ".-", color=colour, ms=4, lw=1, alpha=0.8)
+            best = part.loc[(np.sign(scale) * part.y).idxmax()]
+            ax.plot(best.epoch, best.y, "o", mfc="none", color=colour, ms=8)
         if guess is not None:
             ax.axhline(guess, color=BLACK, ls=":", lw=1)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     told = "; dotted: guessing" * (guess is not None)
-    caption(figure, f"{about} A line a draw; rings: its lowest loss{told}.", losses)
+    caption(figure, f"{about} A line a draw; rings: its best epoch{told}.", history)
     return figure
 
 

@@ -22,9 +22,10 @@ from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import SELECTIONS, Labelled, TrainingDiverged, mixed_precision
-from xlcore.tuning import SCOPES, DeepPrefix, descend, lora_layers
+from xlcore.training import Labelled, TrainingDiverged, mixed_precision
+from xlcore.tuning import RANKS, SCOPES, DeepPrefix, descend, lora_layers
 
+SELECTIONS = (*RANKS, "last")  # which epoch to keep
 Reader = Callable[[Cloze], Tensor]  # clozes to the hidden states of their mask tokens (B, d)
 
 
@@ -211,10 +212,12 @@ class Trained:
 
 def train(
     encoder: Encoder, recipe: Recipe, learn: Labelled, dev: Labelled, verbalizer: Verbalizer,
-    settings: Settings = Settings(), selection: str = "best_dev", progress: bool = True,
+    settings: Settings = Settings(), selection: str = "best_dev_accuracy", progress: bool = True,
 ) -> Trained:  # fmt: skip
     """Train a method on a draw and return it at its best dev epoch (the first of equals), or last.
 
+    selection: the best accuracy (of equals the lowest loss), "best_dev" for the lowest loss, or
+    "last". Few pairs are soon learnt by heart; then dev loss rises while accuracy still does.
     The encoder is the same afterwards, to the bit; all methods of a seed see the same batches.
     Raises InputError for weights not in fp32, a head that was never fitted and an unknown
     selection, TrainingDiverged if a loss is not finite.

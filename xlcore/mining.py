@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xlcore import encoders, methods, mlm, tickets
+from xlcore import backbones, encoders, methods, mlm, tickets, training
 from xlcore.backbones import weights_sha256
 from xlcore.encoders import Encoder
 from xlcore.errors import InputError, check_number, choose
@@ -33,7 +33,11 @@ STRATEGIES = tuple(
 
 @dataclass(frozen=True)
 class Mining(Mined):
-    """What mining leaves; head: the loss history of head fitting, empty if there was a head."""
+    """What mining leaves; head: the loss history of head fitting, empty if there was a head.
+
+    about["held_out_losses"]: the loss on held-out text before and after fitting the head, where
+    that was needed, then before and after the weights moved.
+    """
 
     head: list[dict]
 
@@ -102,13 +106,16 @@ def _mine(encoder: Encoder, blocks: Blocks, settings: Settings, scope: str, step
         fitting = replace(settings, steps=steps, learning_rate=rate, seed=seed)
         head = mlm.fit_head(encoder, blocks, fitting)
     found = mlm.mine(encoder, blocks, settings, scope)
-    about = found.about | dict(head_steps=steps if head else 0)
+    ends = [row["loss"] for row in [*head, *found.history] if row["part"] == "held_out"]
+    about = found.about | dict(head_steps=steps if head else 0, held_out_losses=ends)
     return Mining(found.evidence, found.history, about, head)
 
 
 def _key(encoder: Encoder, blocks: Blocks, settings: Settings, scope: str, steps: int) -> str:
     parts = {name: getattr(blocks, name) for name in ("ids", "free", "held_out", "ordinary")}
-    code = [sha256(Path(module.__file__).read_bytes()).hexdigest() for module in (mlm, encoders)]
+    modules = (mlm, encoders, backbones, training, tickets)
+    sources = [__file__, *(module.__file__ for module in modules)]
+    code = [sha256(Path(source).read_bytes()).hexdigest() for source in sources]
     about = [
         encoder.mlm_head, asdict(settings), scope, steps, blocks.about, encoder.device.type, code,
         weights_sha256(encoder.model), _digest(parts),

@@ -226,6 +226,12 @@ def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
     )
 
 
+RANKS: dict[str, Callable[[dict], tuple]] = {  # what makes an epoch the best; first of equals
+    "best_dev": lambda row: (-row["dev_loss"],),
+    "best_dev_accuracy": lambda row: (row["dev_accuracy"], -row["dev_loss"]),
+}
+
+
 def descend(
     groups: Sequence[dict],
     measure: Callable[[Labelled, Tensor], tuple[Tensor, Tensor]],
@@ -241,8 +247,9 @@ def descend(
     """Run all epochs of AdamW and leave the parameters of the selected one in place.
 
     groups: parameters with their rate. measure: mean loss, with its gradient, and accuracy of some
-    rows. check: raises if the loss of an epoch is not finite. written: is called when parameters
-    have changed. Returns a row an epoch: epoch, train_loss, dev_loss, dev_accuracy.
+    rows. check: raises if the loss of an epoch is not finite. selection: "last", or one of RANKS.
+    written: is called when parameters have changed. Returns a row an epoch: epoch, train_loss,
+    dev_loss, dev_accuracy.
     """
     parameters = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
@@ -265,7 +272,8 @@ def descend(
         row = dict(epoch=epoch, train_loss=sum(losses) / len(losses))
         row |= _held_out(measure, dev)
         check(row["dev_loss"], epoch)
-        if selection == "best_dev" and all(row["dev_loss"] < past["dev_loss"] for past in history):
+        rank = RANKS.get(selection)
+        if rank and all(rank(row) > rank(past) for past in history):
             best = [p.detach().clone() for p in parameters]
         history.append(row)
         bar.set_postfix(dev_loss=f"{row['dev_loss']:.3f}")
