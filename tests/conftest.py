@@ -1,5 +1,6 @@
 """What every test shares: no network, no window, and the folder of real data where there is one."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,9 +11,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: handing over costs
 import pytest
 from hypothesis import settings
 
+from xlcore import methods, training, tuning
+from xlcore.backbones import weights_sha256
+
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("patient", deadline=None)  # other work on the machine slows examples down
 settings.load_profile("patient")
+
+
+def proven(train, place):
+    """Wrap a function that trains: the model it is given must keep its sha256, in every test."""
+
+    @functools.wraps(train)
+    def checked(*args, **given):
+        model = args[place].model
+        before = weights_sha256(model)
+        try:
+            return train(*args, **given)
+        finally:
+            assert weights_sha256(model) == before, f"{train.__qualname__} moved the frozen model"
+
+    return checked
+
+
+# Tests and modules that come after this one import these by name.
+methods.train, training.fit = proven(methods.train, 0), proven(training.fit, 0)
+tuning.tune = proven(tuning.tune, 1)
 
 
 def real_data() -> Path | None:

@@ -324,6 +324,7 @@ def test_a_rate_that_diverges_is_said_and_empty(monkeypatch, capsys):
     ("given", "message"),
     [
         (dict(which="rate"), "rate to try 'rate'; did you mean"),
+        (dict(which="prompt_rate"), "'bitfit' has no soft prompt, so no prompt_rate to try"),
         (dict(rates=[1e-3, 0.0]), "learning_rate 0.0 must be greater than 0"),
     ],
 )
@@ -331,6 +332,21 @@ def test_a_grid_is_checked_before_anything_is_trained(monkeypatch, given, messag
     monkeypatch.setattr(methods, "train", lambda *_: pytest.fail("trained"))
     with pytest.raises(InputError, match=message):
         plan(methods=["bitfit"]).grid(encoder(), "bitfit", **dict(rates=[1e-3]) | given)
+
+
+@pytest.mark.parametrize("mixed", (False, True))
+def test_captions_and_manifests_say_precision_and_a_fitted_head(mixed):
+    study, model = plan(mixed=mixed), encoder()
+    dtype = "float32, multiplied in bfloat16" if mixed else "float32"
+    assert study.facts(model)["backbone"]["dtype"] == dtype
+    assert study.describe(model).endswith(f"; tiny-bert ({dtype})")
+    model.model.config.mlm_head = "fitted"
+    assert study.describe(model).endswith(f"; tiny-bert ({dtype}; MLM head fitted)")
+
+
+def test_fewer_test_pairs_are_said_with_how_many_there_were():
+    assert ", 9 of 66 test pairs per language" in plan().data.describe()
+    assert ", 66 test pairs per language" in plan(test_pairs=66).data.describe()
 
 
 def test_losses_come_with_method_seed_and_rate():

@@ -98,6 +98,8 @@ def dense_training(model, ticket, extra, loss, adam=ADAM, clip=CLIP, groups=None
 
 
 def packed_training(weights, extra, loss, adam=ADAM, clip=CLIP):
+    """Train the ticket's weights; all others must have the same hash afterwards."""
+    before = frozen_sha256(weights)
     optimizer = torch.optim.AdamW([*weights.parameters(), *extra], **adam)
     for i in range(STEPS):
         for j in range(ACCUMULATE):
@@ -106,6 +108,18 @@ def packed_training(weights, extra, loss, adam=ADAM, clip=CLIP):
         optimizer.step()
         weights.write()
         optimizer.zero_grad()
+    assert frozen_sha256(weights) == before
+
+
+def frozen_sha256(weights):
+    """Return the hash of all that may not move: inactive weights, and those out of scope."""
+    active = {id(part.weight): part.index.long() for part in weights._parts.values()}
+    digest = hashlib.sha256()
+    for p, _ in weights._flags:
+        still = torch.ones(p.numel(), dtype=torch.bool)
+        still[active.get(id(p), [])] = False
+        digest.update(p.detach().reshape(-1)[still].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train(how, model, ticket, prompt, context=None):

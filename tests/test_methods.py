@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xlcore import artefacts, methods, tickets
+from xlcore import artefacts, methods, tickets, tuning
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import find
 from xlcore.cloze import POSITIONS, TEMPLATES, strip
@@ -314,16 +314,26 @@ def test_all_methods_of_a_seed_see_the_same_batches(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("selection", ("best_dev", "last"))
+@pytest.mark.parametrize("selection", methods.SELECTIONS)
 def test_what_is_kept_has_the_dev_loss_of_the_selected_epoch(selection):
     """Random labels on few texts: the dev loss rises in the end."""
     given = Settings(**vars(QUICK) | dict(epochs=6, learning_rate=0.02))
     trained = run("tiny-bert", "ltp", given, selection=selection)
     losses = [row["dev_loss"] for row in trained.history]
+    right = [row["dev_accuracy"] for row in trained.history]
+    best = max(range(6), key=lambda i: (right[i], -losses[i]))
+    wanted = dict(best_dev=min(losses), last=losses[-1], best_dev_accuracy=losses[best])
     dev = side("tiny-bert", "ltp", 5, 20)
     found = F.cross_entropy(read("tiny-bert", trained, dev), dev.labels).item()
     assert losses.index(min(losses)) < 5
-    assert found == pytest.approx(min(losses) if selection == "best_dev" else losses[-1], rel=1e-5)
+    assert found == pytest.approx(wanted[selection], rel=1e-5)
+
+
+def test_of_equal_accuracies_the_lower_loss_is_kept_and_of_equal_losses_the_first():
+    rank = tuning.RANKS["best_dev_accuracy"]
+    rows = [(0.5, 0.7), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8), (0.5, 0.1)]
+    ranks = [rank(dict(dev_accuracy=right, dev_loss=loss)) for right, loss in rows]
+    assert ranks.index(max(ranks)) == 2
 
 
 def test_scores_do_not_depend_on_the_batch():

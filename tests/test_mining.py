@@ -55,7 +55,9 @@ def test_it_is_head_fitting_if_need_be_and_then_mining(blocks, headless):
     fitting = replace(FEW, steps=4, learning_rate=1e-3, seed=0)
     head = mlm.fit_head(plain, blocks, fitting) if headless else []
     wanted = mlm.mine(plain, blocks, FEW)
-    about = wanted.about | dict(head_steps=4 if headless else 0)
+    ends = [row["loss"] for row in [*head, *wanted.history] if row["part"] == "held_out"]
+    assert len(ends) == (4 if headless else 2)
+    about = wanted.about | dict(head_steps=4 if headless else 0, held_out_losses=ends)
     assert same(found, mining.Mining(wanted.evidence, wanted.history, about, head))
     assert weights_sha256(ours.model) == weights_sha256(plain.model)
 

@@ -414,6 +414,19 @@ def test_shipped_profiles_fit_the_shipped_notebooks(monkeypatch, name, data):
     assert runs.table(name, data=data)
 
 
+@pytest.mark.parametrize("name", ["full", "paper"])
+def test_a_prompt_alone_gets_a_rate_of_its_grid(monkeypatch, name):
+    """`rates` are in the methods' order; one that is meant for weights would not move a prompt."""
+    monkeypatch.chdir(REPOSITORY)
+    planned = [run.parameters for run in runs.table(name, data="hub")]
+    (grid,) = (p["rates"] for p in planned if p.get("method") == "prompt_only")
+    compared = [p for p in planned if "prompt_only" in p.get("methods", ())]
+    assert compared
+    for p in compared:
+        own = dict(zip(p["methods"], p["rates"] or [p["prompt_rate"]] * 4, strict=True))
+        assert own["prompt_only"] in grid
+
+
 def test_data_can_be_asked_for_by_an_override(root, real_data):
     assert runs.table("toy", data="embedded")[0].source == "embedded"
 

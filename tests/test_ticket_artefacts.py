@@ -151,6 +151,23 @@ def test_a_file_stays_below_its_bytes_per_active_weight(tmp_path, dtype, limit):
     assert (tmp_path / "a").stat().st_size / ticket.k < limit
 
 
+def test_a_fitted_head_adds_its_own_bytes_and_no_more(tmp_path):
+    config = BertConfig(vocab_size=5000, hidden_size=128, intermediate_size=256,
+                        num_hidden_layers=2, num_attention_heads=4)  # fmt: skip
+    model = BertForMaskedLM(config)
+    ticket = random_ticket(model)
+    values = {name: p.detach()[ticket.mask(name)] for name, p in ticket.of(model).items()}
+    head = {name: p.detach() for name, p in encoders.head(model).items()}
+    about = dict(ABOUT, k=ticket.k, active_ratio=0.2)
+    for mark, given in (("pretrained", None), ("fitted", head)):
+        card = Card(BASE | dict(mlm_head=mark), "prefix", ticket=about)
+        Artefact(torch.ones(4, 128), card, ticket, values, given).save(tmp_path / mark)
+    more = (tmp_path / "fitted").stat().st_size - (tmp_path / "pretrained").stat().st_size
+    held = 4 * sum(p.numel() for p in head.values())
+    assert len(head["cls.predictions.bias"]) == 5000
+    assert held <= more <= held + 1024
+
+
 # --- on and off -----------------------------------------------------------------------------------
 
 

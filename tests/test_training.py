@@ -11,7 +11,7 @@ import torch
 from references import FAMILIES, LABELS, VERBALIZER, WORD_IDS, labelled, plain_fit, tiny
 from torch.nn import functional as F
 
-from xlcore import training
+from xlcore import methods, study, training, tuning
 from xlcore.backbones import Backbone, weights_sha256
 from xlcore.errors import InputError
 from xlcore.prompts import SoftPrompt
@@ -52,6 +52,11 @@ def gap(a, b):
 def examples(side):
     ids = [row[mask].tolist() for row, mask in zip(side.tokens.ids, side.tokens.mask, strict=True)]
     return list(zip(ids, side.labels.tolist(), strict=True))
+
+
+def test_all_that_trains_must_prove_that_the_model_stays_in_every_test():
+    for function in (training.fit, study.fit, tuning.tune, methods.train):
+        assert function.__code__.co_name == "checked"  # that of conftest.proven
 
 
 # --- against the plain loop -----------------------------------------------------------------------
