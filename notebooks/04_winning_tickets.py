@@ -57,7 +57,7 @@ import torch
 # %%
 from xlcore import artefacts, figures, mining, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
-from xlcore.checkpoints import choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
 from xlcore.methods import applied, score
 from xlcore.statistics import against
@@ -129,7 +129,7 @@ pd.DataFrame(words, index=["text", "the model sees"])
 
 # %% [markdown]
 # The pocket encoder was published without the head that names words. So a head is fitted first,
-# with the encoder frozen; an encoder that has one skips this.
+# with the encoder frozen; an encoder that has one skips this. What is mined is kept in your cache.
 
 # %%
 settings = mlm.Settings(
@@ -140,7 +140,7 @@ body = weights_sha256(encoder.model.base_model)
 
 # %%
 mined = [
-    mining.mined(encoder, blocks, replace(settings, seed=seed), scope, head_steps)
+    mining.mined(encoder, blocks, replace(settings, seed=seed), scope, head_steps, cache_folder())
     for seed in mlm_seeds
 ]
 if head := mined[0].head:

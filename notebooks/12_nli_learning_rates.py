@@ -97,8 +97,7 @@ best.round(1)
 #
 # The rate with the highest mean dev accuracy, each draw at its best epoch; of equals, the lower. A
 # rate at which a loss was not finite is out. Guessing gives 33.3: does any rate learn more than
-# that? With 192 dev pairs (64 a class) the standard error of one dot is 3.6 points, so rates whose
-# means lie closer than that have not been told apart.
+# that? Rates whose means lie within the standard error below have not been told apart.
 
 # %%
 about = dict(
@@ -123,6 +122,9 @@ figure = figures.rate_grid(named, described, "dev_accuracy")
 chosen = best.mean(axis=1, skipna=False).idxmax()
 edge = chosen in (min(rates), max(rates)) and len(rates) > 2
 print(f"chosen {chosen:g}", "(at the edge of the grid)" if edge else "")
+pairs = len(study.draws["eng"][0].dev_ids)
+error = 100 * (0.25 / pairs / len(seeds)) ** 0.5  # of a share near one half
+print(f"{pairs} dev pairs a draw, {len(seeds)} draws: standard error up to {error:.1f} points")
 
 # %%
 results = runs.finish(rows, run_dir, chosen=chosen, mining=mined.about, **study.facts(encoder))
