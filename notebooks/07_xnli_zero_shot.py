@@ -196,9 +196,8 @@ sizes[["trained", "active", "active_ratio", "scope", "learning_rate"]].round(4)
 
 # %%
 keys = ["method", "seed", "train_language"]
-best = (
-    losses.sort_values("dev_loss").sort_values("dev_accuracy", kind="stable").groupby(keys).tail(1)
-)
+ranked = losses.sort_values(["dev_accuracy", "dev_loss"], ascending=[True, False])
+best = ranked.groupby(keys).tail(1)  # the epoch that was kept
 best = best.assign(dev_accuracy=100 * best.dev_accuracy)[[*keys, "dev_loss", "dev_accuracy"]]
 trained = rows.drop(columns=["metric", "value", "test_pairs"]).drop_duplicates(keys)
 dev = trained.merge(best, on=keys).assign(language=lambda t: t.train_language)
