@@ -293,6 +293,8 @@ lying = counts.melt(["strategy", "layer", "kind"], ["active", "total"], "metric"
 shared = overlap[["ratio"]].rename_axis("strategy").reset_index()
 shared = shared.melt("strategy", var_name="metric").replace({"metric": {"ratio": "overlap"}})
 moved = pd.concat([lying, shared]).assign(method="mining", **ids)
+
+# %%
 curves = pd.concat(pd.DataFrame([*one.head, *one.history]).assign(
     seed=seed, phase=["head"] * len(one.head) + ["weights"] * len(one.history))
     for seed, one in zip(mlm_seeds, mined, strict=True))  # fmt: skip

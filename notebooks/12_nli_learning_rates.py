@@ -106,6 +106,8 @@ about = dict(
     strategy=told.get("strategy", "none"), scope=told.get("scope", "none"),
     selection=study.selection,
 )  # fmt: skip
+
+# %%
 lowest = history.groupby(["rate", "seed"]).dev_loss.min().unstack()
 tables = dict(dev_accuracy=best, dev_loss=lowest)
 rows = pd.concat(t.stack().dropna().rename("value").reset_index().assign(metric=metric)

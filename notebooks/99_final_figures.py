@@ -71,6 +71,8 @@ tried_nli = rows[rows.study == "nli_learning_rates"]
 nli = rows[rows.study.isin(claims_ltp.STUDIES)]
 rows = rows[rows.task != "nli"]  # the other task has figures of its own
 accuracy, majority = rows[rows.metric == "accuracy"], rows[rows.method == "majority"]
+
+# %%
 used = [manifest["facts"]["backbone"] for _, manifest in finished.values()]
 heads = {one["name"]: "; MLM head fitted" * (one.get("mlm_head") == "fitted") for one in used}
 models = {x["name"]: f"{x['name']} ({x['dtype']}{heads[x['name']]})" for x in used}  # for captions
