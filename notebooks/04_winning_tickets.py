@@ -207,8 +207,8 @@ assert weights_sha256(encoder.model) == base
 rows, losses = pd.concat(rows), pd.concat(losses)
 
 # %% [markdown]
-# Did they learn English? Accuracy on the English dev pairs, a line a draw; guessing gives 33.3. The
-# ringed epoch is the one that is tested.
+# Did they learn English? Accuracy on the English dev pairs, a line a draw; guessing gives 33.3.
+# Tested is the ringed epoch, or an equal one of lower loss.
 
 # %%
 about = f"{study.describe(encoder)}; {shots} English shots."

@@ -127,10 +127,10 @@ assert rows.groupby("method").test_pairs.sum().nunique() == 1
 # %% [markdown]
 # ## 4. Did they learn?
 #
-# Accuracy on the dev pairs of the language trained on, a line a draw; guessing gives 33.3. The
-# ringed epoch is the one that is tested. Why not the one of the lowest loss? A few hundred pairs
-# are soon learnt by heart: from there on the loss on other pairs rises, for the model is sure of
-# its errors, while it is right more often. Put `"dev_loss"` below and see.
+# Accuracy on the dev pairs of the language trained on, a line a draw; guessing gives 33.3. Tested
+# is the ringed epoch, or an equal one of lower loss. Why not the lowest loss of all? A few hundred
+# pairs are soon learnt by heart: from there on the loss on other pairs rises, for the model is sure
+# of its errors, while it is right more often. Put `"dev_loss"` below and see.
 
 # %%
 drawn = f"{shots} shots, {study.drawn}" + (", in-language" if name == "in_language_nli" else "")
