@@ -208,7 +208,7 @@ rows, losses = pd.concat(rows), pd.concat(losses)
 
 # %% [markdown]
 # Did they learn English? Accuracy on the English dev pairs, a line a draw; guessing gives 33.3.
-# Tested is the ringed epoch, or an equal one of lower loss.
+# Tested is the ringed epoch: the most accurate, of equals the one of lowest loss.
 
 # %%
 about = f"{study.describe(encoder)}; {shots} English shots."
@@ -245,9 +245,9 @@ sizes.round(3)
 # %% [markdown]
 # ## 8. One file
 #
-# Prompt, mask and the trained values go into one file with a card: 4.6 bytes an active weight, 2.6
-# in bfloat16, and a head that had to be fitted. Put on a fresh encoder it gives the same answers,
-# and comes off again without a trace.
+# Prompt, mask, the trained values and a head that had to be fitted go into one file with a card:
+# 4.6 bytes an active weight, 2.6 in bfloat16. Put on a fresh encoder it gives the same answers, and
+# comes off again without a trace.
 
 # %%
 one = kept  # the last draw's prompt and ticket

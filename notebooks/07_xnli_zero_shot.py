@@ -128,9 +128,9 @@ assert rows.groupby("method").test_pairs.sum().nunique() == 1
 # ## 4. Did they learn?
 #
 # Accuracy on the dev pairs of the language trained on, a line a draw; guessing gives 33.3. Tested
-# is the ringed epoch, or an equal one of lower loss. Why not the lowest loss of all? A few hundred
-# pairs are soon learnt by heart: from there on the loss on other pairs rises, for the model is sure
-# of its errors, while it is right more often. Put `"dev_loss"` below and see.
+# is the ringed epoch: the most accurate, of equals the one of lowest loss. Why not the lowest loss
+# of all? A few hundred pairs are soon learnt by heart: from there on the loss on other pairs rises,
+# for the model is sure of its errors, while it is right more often. Put `"dev_loss"` and see.
 
 # %%
 drawn = f"{shots} shots, {study.drawn}" + (", in-language" if name == "in_language_nli" else "")
@@ -196,8 +196,7 @@ sizes[["trained", "active", "active_ratio", "scope", "learning_rate"]].round(4)
 
 # %%
 keys = ["method", "seed", "train_language"]
-ranked = losses.sort_values(["dev_accuracy", "dev_loss"], ascending=[True, False])
-best = ranked.groupby(keys).tail(1)  # the epoch that was kept
+best = losses[losses.kept]
 best = best.assign(dev_accuracy=100 * best.dev_accuracy)[[*keys, "dev_loss", "dev_accuracy"]]
 trained = rows.drop(columns=["metric", "value", "test_pairs"]).drop_duplicates(keys)
 dev = trained.merge(best, on=keys).assign(language=lambda t: t.train_language)

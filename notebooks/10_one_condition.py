@@ -74,8 +74,10 @@ model = plan.load()
 before = weights_sha256(model.model)
 if method == "soft_prompt":
     jobs, trained = plan.train(model)
-    losses = pd.concat(pd.DataFrame(t.history).assign(seed=j.seed)
-                       for j, t in zip(jobs, trained, strict=True))  # fmt: skip
+    losses = pd.concat(
+        pd.DataFrame(t.history).assign(seed=j.seed, kept=lambda h, t=t: h.epoch == t.best_epoch)
+        for j, t in zip(jobs, trained, strict=True)
+    )
     rows = plan.evaluate(model, jobs, trained, study, selections)
 else:
     rows, losses = plan.tune(model, method, study, scope, selections[0])

@@ -94,7 +94,9 @@ def falling(methods):
     rows = pd.DataFrame(cells, columns=["method", "train_language", "seed", "epoch"])
     rises = (rows.seed == 1) & (rows.epoch == 4)
     better = 0.25 * rows.epoch - 0.5 * (rows.epoch == 4)
-    return rows.assign(dev_loss=1.5 - 0.1 * rows.epoch + 0.3 * rises, dev_accuracy=better)
+    loss = 1.5 - 0.1 * rows.epoch + 0.3 * rises
+    kept = rows.epoch == rows.seed + 2
+    return rows.assign(dev_loss=loss, dev_accuracy=better, kept=kept)
 
 
 def layers(strategies=("movement", "random")):
@@ -382,7 +384,7 @@ def test_rate_grid_rings_no_rate_that_lost_a_seed():
     assert [*ring.get_xdata()] == [0.001]
 
 
-def test_dev_curves_ring_each_draws_best_and_count_whole_epochs():
+def test_dev_curves_ring_the_epoch_kept_and_count_whole_epochs():
     figure = figures.dev_curves(falling(["ltp", "mp"]), "", guess=1.1)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["LTP: prompt, ticket", "MP"]
     for ax in figure.axes:
@@ -393,10 +395,10 @@ def test_dev_curves_ring_each_draws_best_and_count_whole_epochs():
         assert set(dotted.get_ydata()) == {1.1}
 
 
-def test_dev_curves_ring_the_highest_accuracy_in_percent():
+def test_dev_curves_draw_accuracy_in_percent():
     (ax,) = figures.dev_curves(falling(["mp"]), "", "dev_accuracy").axes
     rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
-    assert [(*r.get_xdata(), *r.get_ydata()) for r in rings] == [(3, 75.0)] * 2
+    assert [(*r.get_xdata(), *r.get_ydata()) for r in rings] == [(3, 75.0), (4, 50.0)]
     assert ax.get_ylabel() == "dev accuracy (%)"
 
 

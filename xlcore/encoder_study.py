@@ -221,7 +221,7 @@ class EncoderStudy(Planned):
         return methods.score(encoder, read, tokens, self.verbalizer, self.settings.mixed)[None]
 
     def losses(self, trained: Trained) -> pd.DataFrame:
-        """Return every epoch's losses and dev accuracy, with method, language, seed and rate."""
+        """Return `history`, a row an epoch, with method, language, seed and rate."""
         recipe = trained.recipe
         return pd.DataFrame(trained.history).assign(
             method=recipe.method, train_language=recipe.language, seed=recipe.seed,

@@ -474,13 +474,13 @@ def dev_curves(
 ) -> Figure:
     """Draw a dev metric over the epochs, a panel a method, a line a draw; dotted: guessing.
 
-    history: rows with method, train_language, seed, epoch, dev_loss (nats) and dev_accuracy (0 to
-    1). metric: one of the last two. Rings mark each draw's best, the lowest loss or the highest
-    accuracy, the first of equals. Raises InputError for two rows of one draw and epoch.
+    history: rows with method, train_language, seed, epoch, dev_loss (nats), dev_accuracy (0 to 1)
+    and kept, whether the epoch is the one that is tested: it gets a ring. metric: dev_loss or
+    dev_accuracy. Raises InputError for two rows of one draw and epoch.
     """
     draw = ["method", "train_language", "seed"]
     scale, name = CURVES[choose("dev metric", metric, CURVES)]
-    shown = _checked(history, [*draw, "epoch"], metric)
+    shown = _checked(history, [*draw, "epoch"], metric, "kept")
     shown = shown.assign(y=abs(scale) * shown[metric])
     figure, panels = _small(shown.method.unique(), 3, "epoch", name)
     for method, ax in panels.items():
@@ -488,13 +488,13 @@ def dev_curves(
         drawn = shown[shown.method == method].groupby(draw)
         for colour, (_, part) in zip(colours, drawn, strict=False):
             ax.plot(part.epoch, part.y, ".-", color=colour, ms=4, lw=1, alpha=0.8)
-            best = part.loc[(np.sign(scale) * part.y).idxmax()]
-            ax.plot(best.epoch, best.y, "o", mfc="none", color=colour, ms=8)
+            kept = part[part.kept]
+            ax.plot(kept.epoch, kept.y, "o", mfc="none", color=colour, ms=8)
         if guess is not None:
             ax.axhline(guess, color=BLACK, ls=":", lw=1)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     told = "; dotted: guessing" * (guess is not None)
-    caption(figure, f"{about} A line a draw; rings: its best epoch{told}.", history)
+    caption(figure, f"{about} A line a draw; rings: the epoch kept{told}.", history)
     return figure
 
 

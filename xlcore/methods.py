@@ -206,7 +206,7 @@ class Trained:
     recipe: Recipe
     prompt: Tensor | None  # (n, d)
     weights: dict[str, Tensor] = field(repr=False)  # all else; a ticket's packed as MaskedWeights
-    history: list[dict] = field(repr=False)  # epoch, train_loss, dev_loss, dev_accuracy
+    history: list[dict] = field(repr=False)  # as `tuning.descend` returns
     count: int  # how many numbers were trained
 
 

@@ -226,7 +226,7 @@ class Study(Planned):
         """Train and score a method of `tuning.TUNERS` on the same draws, one job after the other.
 
         Returns rows like those of `evaluate`, and every epoch's losses (seed, epoch, train_loss,
-        dev_loss, dev_accuracy). `scope` is the weights that full tuning moves, "all" or "body".
+        dev_loss, dev_accuracy, kept). `scope`: the weights that full tuning moves, "all" or "body".
         The backbone given is not touched, and only one tuned copy is held at a time.
         """
         scored, losses = [], []

@@ -160,7 +160,7 @@ class Tuned:
     backbone: Backbone
     method: Tuner
     trained: int  # how many numbers were trained
-    history: list[dict]  # epoch, train_loss, dev_loss, dev_accuracy
+    history: list[dict]  # epoch, train_loss, dev_loss, dev_accuracy, kept
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], verbalizer: Verbalizer, max_tokens: int) -> Tensor:
@@ -249,7 +249,7 @@ def descend(
     groups: parameters with their rate. measure: mean loss, with its gradient, and accuracy of some
     rows. check: raises if the loss of an epoch is not finite. selection: "last", or one of RANKS.
     written: is called when parameters have changed. Returns a row an epoch: epoch, train_loss,
-    dev_loss, dev_accuracy.
+    dev_loss, dev_accuracy, and whether it is the one that was kept.
     """
     parameters = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
@@ -273,8 +273,10 @@ def descend(
         row |= _held_out(measure, dev)
         check(row["dev_loss"], epoch)
         rank = RANKS.get(selection)
-        if rank and all(rank(row) > rank(past) for past in history):
-            best = [p.detach().clone() for p in parameters]
+        row["kept"] = rank is None or all(rank(row) > rank(past) for past in history)
+        if row["kept"]:
+            best = [p.detach().clone() for p in parameters] if rank else []
+            history = [past | dict(kept=False) for past in history]
         history.append(row)
         bar.set_postfix(dev_loss=f"{row['dev_loss']:.3f}")
     with torch.no_grad():
