@@ -127,6 +127,7 @@ def closed():
 
 def test_hash_does_not_depend_on_row_order(rows):
     assert figures.rows_hash(rows) == figures.rows_hash(rows.iloc[::-1])
+    assert figures.rows_hash(rows) == figures.rows_hash(rows.assign(unused=None, none=np.nan))
 
 
 def test_hash_depends_on_every_value(rows):
@@ -357,6 +358,13 @@ def test_shots_curves_of_one_seed_and_one_k_are_dots_beside_the_majority_line():
     dotted = next(line for line in ax.lines if line.get_label() == "majority label")
     assert set(dotted.get_ydata()) == {33.3}
     assert [t.get_text() for t in ax.get_xticklabels()] == ["16"]
+
+
+def test_the_majority_line_of_shots_curves_is_never_hidden_by_the_axis():
+    rows = table_of(["eng", "deu"], method=NLI, shots=[16]).query("seed == 1")
+    edge = figures.shots_curves(rows, "").axes[0].get_ylim()[0]
+    again = figures.shots_curves(pd.concat([rows, majority(["deu"], edge)]), "").axes[0]
+    assert again.get_ylim()[0] < edge
 
 
 def test_rate_grid_rings_the_lowest_mean():

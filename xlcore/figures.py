@@ -63,8 +63,12 @@ def style() -> None:
 
 
 def rows_hash(rows: pd.DataFrame) -> str:
-    """Return the sha256 of rows, whatever their order: what a figure was drawn from."""
-    lines = sorted(json.dumps(row, sort_keys=True) for row in rows.to_dict("records"))
+    """Return the sha256 of what a figure was drawn from, whatever the order of rows and columns.
+
+    Empty columns do not count: other runs that are read along bring them.
+    """
+    told = rows.dropna(axis=1, how="all").to_dict("records")
+    lines = sorted(json.dumps(row, sort_keys=True) for row in told)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -423,6 +427,8 @@ def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
         ax.errorbar(x, table["mean"], error, color=colour, label=NAMES.get(method, method), **line)
     if len(base := rows[(rows.method == "majority") & (rows.language != source)]):
         ax.axhline(base.value.mean(), color=BLACK, ls=":", lw=1, label="majority label")
+        ax.update_datalim([(x.iloc[0], base.value.mean())])  # a margin below it, too
+        ax.autoscale_view()
     ax.set_xscale("log", base=2)
     shots = sorted(shown.shots.unique())
     ax.set_xticks(shots, [f"{k:g}" for k in shots])
