@@ -1,6 +1,7 @@
 """What every test shares: no network, no window, and the folder of real data where there is one."""
 
 import functools
+import operator
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: handing over costs
 import pytest
 from hypothesis import settings
 
-from xlcore import methods, training, tuning
+from xlcore import methods, mlm, training, tuning
 from xlcore.backbones import weights_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,12 +20,15 @@ settings.register_profile("patient", deadline=None)  # other work on the machine
 settings.load_profile("patient")
 
 
-def proven(train, place):
-    """Wrap a function that trains: the model it is given must keep its sha256, in every test."""
+def proven(train, place, part="model"):
+    """Wrap a function that trains: the model it is given must keep its sha256, in every test.
+
+    part: "model", or "model.base_model" where the head may move.
+    """
 
     @functools.wraps(train)
     def checked(*args, **given):
-        model = args[place].model
+        model = operator.attrgetter(part)(args[place])
         before = weights_sha256(model)
         try:
             return train(*args, **given)
@@ -37,6 +41,8 @@ def proven(train, place):
 # Tests and modules that come after this one import these by name.
 methods.train, training.fit = proven(methods.train, 0), proven(training.fit, 0)
 tuning.tune = proven(tuning.tune, 1)
+mlm.mine, mlm.gradients = proven(mlm.mine, 0), proven(mlm.gradients, 0)
+mlm.fit_head = proven(mlm.fit_head, 0, "model.base_model")
 
 
 def real_data() -> Path | None:

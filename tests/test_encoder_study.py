@@ -3,6 +3,7 @@
 References: the lists of what is allowed, written out; results of the parts called one by one.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter
 
@@ -14,7 +15,7 @@ from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import find
 from xlcore.data import fewer_tests, load
 from xlcore.encoder_study import IN_LANGUAGE, EncoderStudy
-from xlcore.encoders import start_head
+from xlcore.encoders import moving, start_head
 from xlcore.errors import InputError
 from xlcore.evaluation import accuracy
 from xlcore.methods import METHODS
@@ -216,6 +217,25 @@ def test_rows_say_which_weights_are_active(done):
         bitfit=(bias, 1.0, "biases", "none", 0), lora=(0, 0.0, "none", "none", 0),
         sp=(whole, 1.0, "all", "none", 4),
     )  # fmt: skip
+
+
+def test_a_method_of_ones_own_needs_one_function_and_one_entry(monkeypatch):
+    @contextlib.contextmanager
+    def gains(encoder, recipe):
+        """Train the gain of every LayerNorm."""
+        chosen = {n: p for n, p in tickets.named(encoder.model).items()
+                  if n.endswith("LayerNorm.weight")}  # fmt: skip
+        with moving(encoder.model, list(chosen.values())):
+            yield methods.Moved(chosen)
+
+    monkeypatch.setitem(METHODS, "gains", methods.Method(gains, rate=0.1, scope="gains"))
+    study, model = plan(methods=["gains"]), encoder()
+    rows = study.evaluate(model, study.train(model, "gains", progress=False), "s", progress=False)
+    count = sum(p.numel() for n, p in model.model.named_parameters() if "LayerNorm.weight" in n)
+    own = ["method", "active", "trained", "scope", "learning_rate"]
+    assert {*rows[own].itertuples(index=False, name=None)} == {
+        ("gains", count, count, "gains", 0.1)
+    }
 
 
 def test_a_study_run_again_on_the_same_encoder_gives_the_same_rows(done):

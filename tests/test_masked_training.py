@@ -253,7 +253,7 @@ def test_accelerate_prepares_accumulates_clips_and_steps_as_the_plain_loop(name)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
     model, loader = accelerator.prepare(model, torch.utils.data.DataLoader(data, batch_size=None))
     weights = MaskedWeights(accelerator.unwrap_model(model), ticket)
-    trained = [*weights.parameters(), prompt]
+    trained, frozen = [*weights.parameters(), prompt], frozen_sha256(weights)
     optimizer = accelerator.prepare(torch.optim.AdamW(trained, **ADAM))
     for batch in loader:
         with accelerator.accumulate(model):
@@ -263,6 +263,7 @@ def test_accelerate_prepares_accumulates_clips_and_steps_as_the_plain_loop(name)
             optimizer.step()
             weights.write()
             optimizer.zero_grad()
+    assert frozen_sha256(weights) == frozen
     train("dense", reference, ticket, soft_prompt())
     assert_same_weights(accelerator.unwrap_model(model), reference)
 
@@ -429,10 +430,11 @@ def test_values_gradients_and_moments_have_one_entry_per_active_weight():
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_a_forgotten_write_is_noticed_at_the_next_backward_pass():
+@pytest.mark.parametrize("option", ({}, {"foreach": True}, {"fused": True}))
+def test_a_forgotten_write_is_noticed_at_the_next_backward_pass(option):
     model = tiny("bert")
     weights = MaskedWeights(model, random_ticket(model))
-    optimizer = torch.optim.AdamW(weights.parameters())
+    optimizer = torch.optim.AdamW(weights.parameters(), **option)
     task_loss(model, soft_prompt(), batches(1)[0]).backward()
     optimizer.step()
     with pytest.raises(RuntimeError, match="write"):

@@ -246,7 +246,22 @@ def test_the_hash_of_a_base_model_without_a_head_is_the_same_once_one_is_fitted(
 def test_the_hash_of_a_base_model_with_a_pretrained_head_covers_it(name):
     made = fresh((name, "pretrained"))
     next(iter(encoders.head(made.model).values())).data += 1
-    assert made.current_sha256() != made.sha256
+    assert not made.untouched() and dataclasses.replace(made).sha256 != made.sha256
+
+
+def test_the_hash_of_a_base_model_is_the_same_in_both_precisions():
+    made = fresh(BERT)
+    rounded = find("tiny-bert", "encoder").fresh(torch.bfloat16)
+    assert dataclasses.replace(rounded).sha256 == made.sha256
+
+
+def test_a_change_below_bfloat16_s_precision_is_noticed():
+    made = fresh(BERT)
+    weight = next(iter(parameters(made.model).values())).data
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert dataclasses.replace(made).sha256 == made.sha256 and not made.untouched()
+    with pytest.raises(InputError, match="not those it was loaded with"):
+        from_encoder(made, torch.ones(2, 32), "prefix")
 
 
 def test_another_base_model_is_refused_with_both_hashes(saved):

@@ -291,7 +291,7 @@ def check_base(where: object, artefact: Artefact, backbone: "Backbone | Encoder"
 
 
 def _check_untouched(encoder: "Encoder") -> None:
-    if encoder.current_sha256() != encoder.sha256:
+    if not encoder.untouched():
         raise InputError(
             f"the weights of {encoder.name!r} are not those it was loaded with: take off what was "
             "put on it or trained into it first"

@@ -262,13 +262,12 @@ class EncoderStudy(Planned):
 
 def _active(trained: Trained) -> dict:
     """Return how many of the encoder's weights may move, and which those are."""
-    recipe, trains = trained.recipe, trained.recipe.kind.trains
+    recipe = trained.recipe
     if kept := recipe.ticket:
         shares = dict(active=kept.k, active_ratio=kept.k / max(kept.total, 1))
         return shares | dict(scope=recipe.scope, strategy=recipe.strategy)
-    scopes = {methods.everything: recipe.scope or "all", methods.biases: "biases"}
-    scope = scopes.get(trains, "none")
-    moved = sum(w.numel() for w in trained.weights.values()) if trains in scopes else 0
+    scope = recipe.scope or recipe.kind.scope
+    moved = sum(w.numel() for w in trained.weights.values()) if scope != "none" else 0
     return dict(active=moved, active_ratio=float(moved > 0), scope=scope, strategy="none")
 
 

@@ -95,15 +95,20 @@ class Encoder:
     device, dtype, width, words = Backbone.device, Backbone.dtype, Backbone.width, Backbone.words
 
     def __post_init__(self) -> None:
-        self.sha256 = self.current_sha256()  # of the weights as loaded, before any training
+        self.sha256 = self._digest(torch.bfloat16)  # of the weights as loaded, before any training
+        self._exact = self._digest()
 
-    def current_sha256(self) -> str:
-        """Return the hash of the weights as they now are, rounded to bfloat16.
+    def untouched(self) -> bool:
+        """Whether the weights are those that were loaded, to the bit, but for a head fitted."""
+        return self._digest() == self._exact
+
+    def _digest(self, dtype: torch.dtype | None = None) -> str:
+        """Return the hash of the weights as they now are, or rounded, as in every precision.
 
         A head that the checkpoint lacks is no part of it: fitted or not, the base is the same.
         """
         own = self.model if self.mlm_head == "pretrained" else self.model.base_model
-        return weights_sha256(own, torch.bfloat16)
+        return weights_sha256(own, dtype)
 
     @property
     def mlm_head(self) -> str:

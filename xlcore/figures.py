@@ -471,7 +471,11 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
         ax.yaxis.set_minor_locator(NullLocator())
     figure.legend(loc="outside right upper")
     seeds = _seeds(by_seed(shown, cell[:2]))
-    caption(figure, f"{about} {seeds}, a dot each; lines: means; ring: best mean.", rows)
+    caption(
+        figure,
+        f"{about} {seeds}, a dot each; lines: means; ring: best mean. No test texts used.",
+        rows,
+    )
     return figure
 
 
