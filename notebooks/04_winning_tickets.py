@@ -23,7 +23,7 @@
 profile: str = "pocket"  # name of the profile this run belongs to
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, or auto
-backbone: str = "multilingual-e5-small"  # a model name, a Hub id or a local folder of an encoder
+encoder: str = "multilingual-e5-small"  # a model name, a Hub id or a local folder of an encoder
 languages: list[str] | str = ["eng", "spa", "swh"]  # languages to test on
 mining_language: str = "eng"  # language of the text that decides which weights matter
 head_steps: int = 60  # steps that fit a masked-language-model head where the encoder has none
@@ -51,6 +51,7 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
@@ -59,7 +60,8 @@ from xlcore import artefacts, figures, mining, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
-from xlcore.methods import applied, score
+from xlcore.masked_training import MaskedWeights
+from xlcore.methods import Recipe, applied, score
 from xlcore.statistics import against
 
 figures.style()
@@ -97,6 +99,34 @@ choices = {
 pd.DataFrame({n: t.mask("layer.0.weight").flatten().int() for n, t in choices.items()}).T
 
 # %% [markdown]
+# Two random tickets of 2 out of 6 share 2 · 2 / 6 = 0.67 weights on average. That is what an
+# overlap must be held against:
+
+# %%
+pd.DataFrame({n: toy.overlap(t) for n, t in choices.items() if t is not toy}).T.round(2)
+
+# %% [markdown]
+# And then? Back to the six weights of before, and only the two of the ticket may move: here one
+# step of gradient descent on a layer that computes two sums. When the block is left, they go back.
+
+# %%
+layer = torch.nn.Linear(3, 2, bias=False)
+sums = torch.nn.ModuleDict({"layer": torch.nn.ModuleList([layer])})
+sums.load_state_dict(start)
+with MaskedWeights(sums, toy) as active:
+    step = torch.optim.SGD(active.parameters(), lr=0.1)
+    layer(torch.ones(3)).square().sum().backward()  # all six weights have a gradient
+    step.step()
+    active.write()
+    trained = layer.weight.detach().flatten().clone()
+shown = dict(before=start["layer.0.weight"], trained=trained, given_back=layer.weight.detach())
+pd.DataFrame({name: w.flatten() for name, w in shown.items()}).round(2).T
+
+# %%
+assert (trained != start["layer.0.weight"].flatten()).nonzero().flatten().tolist() == [2, 4]
+assert torch.equal(layer.weight, start["layer.0.weight"])
+
+# %% [markdown]
 # ## 2. The plan
 #
 # The task is natural language inference: does the premise entail the hypothesis (*right*),
@@ -105,13 +135,25 @@ pd.DataFrame({n: t.mask("layer.0.weight").flatten().int() for n, t in choices.it
 
 # %%
 assert "ltp" in methods, "the others are compared with ltp"
+assert "movement" in strategies, "the ticket that is trained goes by movement"
 mixed = choose_dtype("auto", choose_device()) == "bfloat16"  # weights stay in float32
 study = EncoderStudy.plan(
-    backbone, languages, data, methods=methods, shots=shots, seeds=seeds, epochs=epochs,
+    encoder, languages, data, methods=methods, shots=shots, seeds=seeds, epochs=epochs,
     length=length, test_pairs=test_pairs, mixed=mixed,
 )  # fmt: skip
-encoder = study.load()
-original = weights_sha256(encoder.model)
+model = study.load()
+original = weights_sha256(model.model)
+
+# %% [markdown]
+# What the encoder reads, for one test pair: the prompt's vectors stand in front, where words would
+# have their embeddings. With a soft prompt alone, nothing but these is trained.
+
+# %%
+pair = study.data.examples("eng", "test").head(1)
+cloze = study.labelled(model, pair, Recipe("prompt_only", length=length)).tokens
+words = model.tokenizer.convert_ids_to_tokens(cloze.ids[0].tolist())
+at = int(cloze.slots[0, 0])  # where a prefix stands: behind the opening token
+print(*words[:at], *["[vector]"] * length, *words[at:])
 
 # %% [markdown]
 # ## 3. Masked language modelling
@@ -121,9 +163,9 @@ original = weights_sha256(encoder.model)
 
 # %%
 text = prose.read(data, mining_language)
-blocks = mlm.pack(text, encoder.tokenizer, block)
+blocks = mlm.pack(text, model.tokenizer, block)
 inputs, chosen = mlm.corrupt(blocks, blocks.train[:1], seed=1, epoch=1)
-words = [encoder.tokenizer.convert_ids_to_tokens(ids[0, 1:13].tolist())
+words = [model.tokenizer.convert_ids_to_tokens(ids[0, 1:13].tolist())
          for ids in (blocks.ids[blocks.train[:1]], inputs)]  # fmt: skip
 pd.DataFrame(words, index=["text", "the model sees"])
 
@@ -136,27 +178,27 @@ settings = mlm.Settings(
     mlm_steps, mlm_rate, batch_size, vocabulary=vocabulary, label_words=study.verbalizer.ids,
     mixed=mixed,
 )  # fmt: skip
-body = weights_sha256(encoder.model.base_model)
+body = weights_sha256(model.model.base_model)
 
 # %%
 mined = [
-    mining.mined(encoder, blocks, replace(settings, seed=seed), scope, head_steps, cache_folder())
+    mining.mined(model, blocks, replace(settings, seed=seed), scope, head_steps, cache_folder())
     for seed in mlm_seeds
 ]
-if head := mined[0].head:
-    print(f"held-out loss: {head[0]['loss']:.2f} before, {head[-1]['loss']:.2f} after fitting")
-assert weights_sha256(encoder.model.base_model) == body  # mining leaves the encoder where it was
-base = weights_sha256(encoder.model)
+assert weights_sha256(model.model.base_model) == body  # mining leaves the encoder where it was
+base = weights_sha256(model.model)
 
 # %%
-figure, ax = plt.subplots(figsize=(5.6, 3))
-for seed, one in zip(mlm_seeds, mined, strict=True):
-    curve = pd.DataFrame(one.history).query("part == 'train'").set_index("step").loss
-    ax.plot(curve.rolling(10, min_periods=1).mean(), label=f"training, seed {seed}")
-held = pd.DataFrame(mined[0].history).query("part == 'held_out'")
-ax.plot(held.step, held.loss, "o", color=figures.BLACK, label="held out")
-ax.set(xlabel="step", ylabel="masked-word loss (nats)")
-_ = ax.legend()
+phases = {"the head is fitted": mined[0].head, "the weights move": mined[0].history}
+phases = {title: pd.DataFrame(rows) for title, rows in phases.items() if rows}
+figure, axes = plt.subplots(1, len(phases), figsize=(6.5, 2.6), squeeze=False, layout="constrained")
+for ax, (title, rows) in zip(axes[0], phases.items(), strict=True):
+    train, held = (rows[rows.part == part].set_index("step").loss for part in ("train", "held_out"))
+    ax.plot(train.rolling(10, min_periods=1).mean(), label="training, mean of 10")
+    ax.plot(held, "o", color=figures.BLACK, label="held-out text")
+    ax.set(xlabel="step", ylabel="masked-word loss (nats)")
+    ax.set_title(title, loc="left")
+_ = axes[0][0].legend()
 
 # %% [markdown]
 # ## 4. The mask
@@ -168,50 +210,83 @@ found = {name: mined[0].ticket(name, active_ratio) for name in [*strategies, "ra
 print(found["movement"], "in scope", scope)
 
 # %% [markdown]
+# How far did the weights move? The ticket is what lies right of the line.
+
+# %%
+before, after = (mined[0].evidence[end] for end in ("start", "end"))
+moved = torch.cat([(after[n] - w).abs().flatten() for n, w in before.items()]).numpy()
+inside = torch.cat([found["movement"].mask(n).flatten() for n in before]).numpy()
+figure, ax = plt.subplots(figsize=(5.6, 2.6), layout="constrained")
+ax.hist(moved, bins=np.linspace(0, np.quantile(moved, 0.999), 100), color=figures.BLUE)
+ax.axvline(moved[inside].min(), color=figures.ORANGE, label=f"{100 * active_ratio:.0f} % beyond")
+ax.set(xlabel="movement of a weight", ylabel="weights")
+_ = ax.legend()
+
+# %% [markdown]
+# Were there weights of exactly 0? In the pocket encoder, stored in 4 bits, one in seven. A strategy
+# that divides by size takes them all, one that asks for size takes none: mind this before you
+# compare strategies on such weights.
+
+# %%
+zero = torch.cat([(w == 0).flatten() for w in before.values()])
+chosen = {name: torch.cat([t.mask(n).flatten() for n in before]) for name, t in found.items()}
+shares = {"all in scope": zero} | {name: zero[mask] for name, mask in chosen.items()}
+pd.Series({name: 100 * float(x.float().mean()) for name, x in shares.items()}).round(1).to_frame(
+    "% zero"
+)
+
+# %% [markdown]
 # Where do they lie? A bar above the line says that the ticket takes more of that layer than chance
 # would. (LTP, Figure 3)
 
 # %%
 counts = pd.concat(t.counts().assign(strategy=name) for name, t in found.items())
-about = f"{backbone}; {100 * active_ratio:.0f} % of {scope}; {text.name}, {mlm_steps} steps."
+about = f"{encoder}; {100 * active_ratio:.0f} % of {scope}; {text.name}, {mlm_steps} steps."
 figure = figures.ticket_layers(counts, about)
 
 # %% [markdown]
 # ## 5. How sure is the ticket?
 #
-# The same text in another order, other masks: how many of the same weights move most? Chance alone
-# gives a ratio of 1; the same ticket would give 1 / active ratio.
+# The same text in another order, other masks: how many of the same weights move most? As on the
+# toy, chance is the measure: it gives a ratio of 1, and the same ticket again 1 / active ratio.
 
 # %%
 again = [one.ticket("movement", active_ratio) for one in mined[1:]]
 others = {f"movement, seed {s}": t for s, t in zip(mlm_seeds[1:], again, strict=True)}
 others |= {name: ticket for name, ticket in found.items() if name != "movement"}
 overlap = pd.DataFrame({n: found["movement"].overlap(t) for n, t in others.items()}).T
-overlap.round(2)
+of_it = (100 * overlap[["shared", "expected"]] / found["movement"].k).round(1)
+of_it.set_axis(["% of the ticket shared", "% by chance"], axis=1).assign(
+    ratio=overlap.ratio.round(2)
+)
 
 # %% [markdown]
 # ## 6. Train
 #
 # Back to the original weights. Only the ticket's weights and the prompt may move; all others must
-# stay, to the bit. Every method sees the same sentences in the same order.
+# stay, to the bit. Every method sees the same sentences in the same order; a random ticket is drawn
+# anew for each seed.
 
 # %%
 rows, losses, kept = [], [], None
 for method in methods:
-    told = mined[0].told(method, 0, "movement", active_ratio, tuned)
-    for one in study.train(encoder, method, **told):
-        rows.append(study.evaluate(encoder, [one], "winning_tickets"))
+    for seed in seeds:
+        told = mined[0].told(method, seed, "movement", active_ratio, tuned)
+        (one,) = study.train(model, method, seeds=[seed], **told)
+        rows.append(study.evaluate(model, [one], "winning_tickets"))
         losses.append(study.losses(one))
         kept = one if method == "ltp" else kept
-assert weights_sha256(encoder.model) == base
+assert weights_sha256(model.model) == base
 rows, losses = pd.concat(rows), pd.concat(losses)
 
 # %% [markdown]
 # Did they learn English? Accuracy on the English dev pairs, a line a draw; guessing gives 33.3.
-# Tested is the ringed epoch: the most accurate, of equals the one of lowest loss.
+# Tested is the ringed epoch: the most accurate, of equals the one of lowest loss. How many dev
+# pairs are there? With a dozen, one pair is 8 points.
 
 # %%
-about = f"{study.describe(encoder)}; {shots} English shots."
+print(*(f"draw {d.seed}: {len(d.dev_ids)} English dev pairs" for d in study.draws["eng"]), sep="\n")
+about = f"{study.describe(model)}; {shots} English shots."
 figure = figures.dev_curves(losses, about, "dev_accuracy", guess=100 / 3)
 
 # %% [markdown]
@@ -252,23 +327,27 @@ sizes.round(3)
 # %%
 one = kept  # the last draw's prompt and ticket
 whole = artefacts.from_encoder(
-    encoder, one.prompt, one.recipe.kind.position, one.recipe.ticket, one.weights,
+    model, one.prompt, one.recipe.kind.position, one.recipe.ticket, one.weights,
     dict(strategy="movement", **mined[0].about),
 )  # fmt: skip
-tokens = study.labelled(encoder, study.data.examples(study.data.languages[0], "test"), one.recipe)
-with applied(encoder, one) as read:
-    wanted = score(encoder, read, tokens.tokens, study.verbalizer, mixed)
+tokens = study.labelled(model, study.data.examples(study.data.languages[0], "test"), one.recipe)
+with applied(model, one) as read:
+    wanted = score(model, read, tokens.tokens, study.verbalizer, mixed)
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "ticket.safetensors"
     whole.save(path)
-    print(f"{path.stat().st_size / 1e6:.1f} MB for {one.recipe.ticket}")
-    fresh = study.load()
-    with artefacts.apply(artefacts.load(path, fresh), fresh) as vectors:
-        worn = score(fresh, partial(fresh.mask_states, vectors=vectors), tokens.tokens,
-                     study.verbalizer, mixed)  # fmt: skip
-    print("the same answers:", torch.equal(worn, wanted))
+    size, loaded, fresh = path.stat().st_size, artefacts.load(path), study.load()
+print(f"{size / 1e6:.1f} MB, {size / loaded.ticket.k:.2f} bytes for each of {loaded.ticket}")
+with artefacts.apply(loaded, fresh) as vectors:
+    read = partial(fresh.mask_states, vectors=vectors)
+    worn = score(fresh, read, tokens.tokens, study.verbalizer, mixed)
+    pairs = zip(
+        fresh.model.base_model.parameters(), model.model.base_model.parameters(), strict=True
+    )
+    print(sum(int((a != b).sum()) for a, b in pairs), "weights differ from the original ones")
+print("the same answers:", torch.equal(worn, wanted))
 assert torch.equal(worn, wanted) and weights_sha256(fresh.model) == original
 
 # %% [markdown]
@@ -287,7 +366,7 @@ assert torch.equal(worn, wanted) and weights_sha256(fresh.model) == original
 # the `active_ratio`: as many weights, in the middle.
 
 # %%
-ids = dict(study="winning_tickets", task="nli", data=study.data.name, backbone=backbone, seed=0,
+ids = dict(study="winning_tickets", task="nli", data=study.data.name, backbone=encoder, seed=0,
            shots=0, language=mining_language, scope=scope, active_ratio=active_ratio)  # fmt: skip
 lying = counts.melt(["strategy", "layer", "kind"], ["active", "total"], "metric")
 shared = overlap[["ratio"]].rename_axis("strategy").reset_index()
@@ -303,4 +382,4 @@ curves = curves.rename(columns={"loss": "value"}).assign(
 )
 curves["metric"] = "mlm_" + curves.pop("part") + "_loss"
 everything = pd.concat([rows, moved, curves, pd.DataFrame(study.references("winning_tickets"))])
-results = runs.finish(everything, run_dir, mining=mined[0].about, **study.facts(encoder))
+results = runs.finish(everything, run_dir, mining=mined[0].about, **study.facts(model))

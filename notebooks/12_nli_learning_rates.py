@@ -22,7 +22,7 @@
 profile: str = "pocket"  # name of the profile this run belongs to
 run_dir: str = ""  # where a batch run wants its results; "" writes nothing
 data: str = "embedded"  # embedded, directory (the folder in XLCORE_DATA), hub, or auto
-backbone: str = "multilingual-e5-small"  # a model name, a Hub id or a local folder of an encoder
+encoder: str = "multilingual-e5-small"  # a model name, a Hub id or a local folder of an encoder
 method: str = "ltp"  # any of METHODS
 which: str = "learning_rate"  # the rate tried: learning_rate (all but the prompt) or prompt_rate
 rates: list[float] = [3e-5, 3e-4, 3e-3]  # the grid
@@ -68,7 +68,7 @@ mining.check_ticket(strategy, active_ratio)
 mixed = choose_dtype("auto", choose_device()) == "bfloat16"  # weights stay in float32
 directory = data == "directory" or (data == "auto" and "XLCORE_DATA" in os.environ)
 study = EncoderStudy.plan(
-    backbone, ["eng"], data, methods=[method], shots=shots, seeds=seeds, epochs=epochs,
+    encoder, ["eng"], data, methods=[method], shots=shots, seeds=seeds, epochs=epochs,
     length=length, prompt_rate=prompt_rate, max_length=max_length, mixed=mixed,
     train_data="mnli_english" if directory else None,
 )  # fmt: skip
@@ -79,16 +79,16 @@ print(len(rates), "rates,", len(seeds), "draws,", method)
 # The ticket is the one that notebook 07 trains: mined from plain text, or found in your cache.
 
 # %%
-encoder = study.load()
-blocks = mlm.pack(prose.read(data, mining_language), encoder.tokenizer, block)
+model = study.load()
+blocks = mlm.pack(prose.read(data, mining_language), model.tokenizer, block)
 settings = mlm.Settings(
     mlm_steps, mlm_rate, batch_size, mlm_seed, vocabulary, study.verbalizer.ids, mixed,
 )  # fmt: skip
-mined = mining.mined(encoder, blocks, settings, scope, head_steps, cache_folder())
+mined = mining.mined(model, blocks, settings, scope, head_steps, cache_folder())
 
 # %%
 told = mined.told(method, seeds[0], strategy, active_ratio, tuned)
-history = study.grid(encoder, method, rates, which, **told)
+history = study.grid(model, method, rates, which, **told)
 best = 100 * history.groupby(["rate", "seed"]).dev_accuracy.max().unstack()
 assert [*best.index] == sorted(rates) and [*best] == sorted(seeds)  # nothing tried is left out
 best.round(1)
@@ -102,7 +102,7 @@ best.round(1)
 
 # %%
 about = dict(
-    study="nli_learning_rates", task="nli", data=study.data.name, backbone=backbone, method=method,
+    study="nli_learning_rates", task="nli", data=study.data.name, backbone=encoder, method=method,
     language="eng", shots=shots, drawn=study.drawn, epochs=epochs, length=length, tried=which,
     strategy=told.get("strategy", "none"), scope=told.get("scope", "none"),
     selection=study.selection,
@@ -114,7 +114,7 @@ tables = dict(dev_accuracy=best, dev_loss=lowest)
 rows = pd.concat(t.stack().dropna().rename("value").reset_index().assign(metric=metric)
                  for metric, t in tables.items())  # fmt: skip
 rows = rows.rename(columns={"rate": "learning_rate"}).assign(**about)
-described = f"{study.describe(encoder)}; {shots} shots; tried: {which.replace('_', ' ')}."
+described = f"{study.describe(model)}; {shots} shots; tried: {which.replace('_', ' ')}."
 named = rows.assign(condition=figures.NAMES.get(method, method))
 figure = figures.rate_grid(named, described, "dev_accuracy")
 
@@ -130,4 +130,4 @@ error = 100 * (0.25 / pairs / len(seeds)) ** 0.5  # of a share near one half
 print(f"{pairs} dev pairs a draw, {len(seeds)} draws: standard error up to {error:.1f} points")
 
 # %%
-results = runs.finish(rows, run_dir, chosen=chosen, mining=mined.about, **study.facts(encoder))
+results = runs.finish(rows, run_dir, chosen=chosen, mining=mined.about, **study.facts(model))
