@@ -263,14 +263,13 @@ references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
 for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
     way = "trained on English" if study == claims_ltp.ZERO_SHOT else "each trained on itself"
     passes = part.groupby("shots").epochs.first()
-    about = f"{about_data(part)}; {models[backbone]}; {way}."
+    told = ", ".join(f"{epochs} epochs at K = {k}" for k, epochs in passes.items())
+    about = f"{about_data(part)}; {models[backbone]}; {way}, {told}."
     place = f"{backbone.split('/')[-1]}-{name}-{study}"
     chance = references[references.data == name]
-    told = ", ".join(f"{epochs} epochs at K = {k}" for k, epochs in passes.items())
-    keep(figures.shots_curves(pd.concat([part, chance]), f"{about} {told}."), place)
+    keep(figures.shots_curves(pd.concat([part, chance]), about), place)
     for k, alike in part.groupby("shots"):
-        shown = f"{about} {k} shots, {passes[k]} epochs."
-        figure = figures.heat_map(alike, shown, condition="method")
+        figure = figures.heat_map(alike, f"{about} {k} shots.", condition="method")
         keep(figure, f"{place}-{k}-shots")
 
 # %% [markdown]
