@@ -262,15 +262,14 @@ compared = nli[(nli.metric == "accuracy") & (nli.method != "majority")]
 references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
 for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
     way = "trained on English" if study == claims_ltp.ZERO_SHOT else "each trained on itself"
-    passes = part.groupby("shots").epochs.first()
-    told = ", ".join(f"{epochs} epochs at K = {k}" for k, epochs in passes.items())
+    passes = part.groupby("shots").epochs.first().items()
+    told = ", ".join(f"{epochs} epochs at K = {k}" for k, epochs in passes)
     about = f"{about_data(part)}; {models[backbone]}; {way}, {told}."
     place = f"{backbone.split('/')[-1]}-{name}-{study}"
-    chance = references[references.data == name]
-    keep(figures.shots_curves(pd.concat([part, chance]), about), place)
-    for k, alike in part.groupby("shots"):
-        figure = figures.heat_map(alike, f"{about} {k} shots.", condition="method")
-        keep(figure, f"{place}-{k}-shots")
+    both = pd.concat([part, references[references.data == name]])
+    keep(figures.shots_curves(both, about), place)
+    for k, one in part.groupby("shots"):
+        keep(figures.heat_map(one, f"{about} {k} shots.", condition="method"), f"{place}-{k}-shots")
 
 # %% [markdown]
 # How the methods' rates were chosen, by English dev accuracy, on draws that serve nothing else.
