@@ -226,7 +226,9 @@ def test_override_is_read_as_yaml(text, value):
     assert runs.parse_overrides([f"x={text}"]) == {"x": value}
 
 
-@pytest.mark.parametrize("pairs", [["shots"], ["=4"], ["a b=1"], ["x=[1"], ["x=1", "x=2"]])
+@pytest.mark.parametrize(
+    "pairs", [["shots"], ["=4"], ["a b=1"], ["x=[1"], ["x=1", "x=2"], [".x=1"], ["a.=1"]]
+)
 def test_bad_override_is_refused(pairs):
     with pytest.raises(InputError):
         runs.parse_overrides(pairs)
@@ -260,6 +262,30 @@ def test_override_wins_and_narrows_the_grid(root):
         ("pocket_topics-02_toy", 16),
         ("pocket_topics-99_final_figures", 16),
     ]
+
+
+def test_an_override_for_one_notebook_leaves_the_others_and_wins_there(root):
+    given = runs.parse_overrides(["02_toy.shots=3", "shots=16"])
+    assert [(r.id, r.parameters["shots"]) for r in runs.table("toy", **given)] == [
+        ("pocket_topics-01_toy-16", 16),
+        ("pocket_topics-02_toy", 3),
+        ("pocket_topics-99_final_figures", 16),
+    ]
+    alone = runs.table("toy", **runs.parse_overrides(["02_toy.shots=3"]))
+    assert [r.fingerprint for r in alone[:2]] == [r.fingerprint for r in runs.table("toy")[:2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("02_tooy.shots", "unknown notebook of profile toy '02_tooy'; did you mean 02_toy"),
+        ("02_toy.shot", "unknown parameter of notebook 02_toy 'shot'; did you mean shots"),
+        ("02_toy.data", "unknown parameter of notebook 02_toy 'data'"),
+    ],
+)
+def test_an_override_for_no_notebook_or_parameter_is_refused(root, name, message):
+    with pytest.raises(InputError, match=message):
+        runs.table("toy", **{name: 4})
 
 
 def manifest(**changes) -> dict:
@@ -808,6 +834,8 @@ def summary(root, capsys):
     rows += [r | {"selection": "last", "value": 0} for r in rows]
     rows += [row(**same | {"metric": "loss"}), row(**same | {"method": "majority", "value": 14.3})]
     rows[-1]["language"] = "eng"
+    rows.append(row(**same | dict(method="ltp", language="eng", value=50)))
+    rows[-1]["selection"] = "best_dev_accuracy"
     runs.finish(rows, str(place))
     (root / "figures" / "one").mkdir(parents=True)
     (root / "figures" / "one" / "a.svg").touch()
@@ -824,8 +852,11 @@ class TestSummary:
     def test_what_is_not_there_is_a_dash(self, summary):
         assert summary[2] == ["s", "b", "majority", "8", "-", "1", "1", "14.3", "-"]
 
+    def test_an_epoch_kept_by_accuracy_counts(self, summary):
+        assert summary[3] == ["s", "b", "ltp", "8", "-", "1", "1", "50.0", "-"]
+
     def test_runs_without_results_and_figures_are_listed(self, summary):
-        assert summary[3:] == [
+        assert summary[4:] == [
             ["not", "run", "yet:", "pocket_topics-02_toy"],
             ["figures/one/a.svg"],
         ]

@@ -109,12 +109,14 @@ def _validated(where: str, model: type[BaseModel], content: object) -> BaseModel
 def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
     """Return the `name=value` texts as a dictionary, each value read as YAML.
 
-    Raises InputError for a text that is not `name=value` and for a name given twice.
+    `notebook.name=value` is for one notebook only. Raises InputError for a text that is neither,
+    and for a name given twice.
     """
     overrides: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier() or name in overrides:
+        plain = name.rpartition(".")[2].isidentifier() and not name.startswith(".")
+        if not equals or not plain or name in overrides:
             raise InputError(f"{pair!r} is not a new name=value, for example shots=8")
         overrides[name] = _yaml(value, pair)
     return overrides
@@ -197,14 +199,16 @@ def _points(
     """A name and all parameters for each point of an entry's grid, with one kind of data.
 
     A later one wins of the notebook's value, the profile's default, the entry's own (which must
-    stand in one place) and the override, which narrows a grid to the one value.
+    stand in one place), the override, and the override for this notebook only. An override narrows
+    a grid to the one value.
     """
     own = [*entry.parameters, *entry.grid, *(entry.embedded | entry.real)]
     for name in own:
         if own.count(name) > 1:
             raise InputError(f"{name} of a run of notebook {entry.notebook} is set in two places")
     wide = {name: defaults[name] for name in defaults if name in model.model_fields}
-    last = {name: overrides[name] for name in overrides if name in model.model_fields}
+    asked = {name: (f"{entry.notebook}.{name}", name) for name in model.model_fields}
+    last = {n: overrides[x] for n, names in asked.items() for x in names[::-1] if x in overrides}
     axes = [[last[name]] if name in last else entry.grid[name] for name in entry.grid]
     for values in itertools.product(*axes):
         point = dict(zip(entry.grid, values, strict=True))
@@ -216,9 +220,9 @@ def _points(
 def table(profile: str, /, **overrides: object) -> list[Run]:
     """Return the runs of `profile`, fully checked, the final figures' fingerprint depending on all.
 
-    `overrides` replace parameters wherever a notebook declares them; `data` among them replaces
-    the profile's data source. Raises InputError for anything unknown, of the wrong type, declared
-    by no notebook, or two runs with one id.
+    `overrides` replace parameters wherever a notebook declares them, or in the one notebook of
+    `notebook.name`; `data` among them replaces the profile's data source. Raises InputError for
+    anything unknown, of the wrong type, declared by no notebook, or two runs with one id.
     """
     spec, entries = _profile(profile)
     asked = "data" in overrides
@@ -228,7 +232,10 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     codes = {notebook: code_sha256(notebook) for notebook in notebooks}
     known = dict.fromkeys(name for model in models.values() for name in model.model_fields)
     for name in [*spec.defaults, *overrides]:
-        choose(f"parameter of profile {profile}", name, known)
+        notebook, _, own = name.rpartition(".")
+        one = notebook and choose(f"notebook of profile {profile}", notebook, notebooks)
+        where = f"notebook {one}" if one else f"profile {profile}"
+        choose(f"parameter of {where}", own, models[one].model_fields if one else known)
     chosen, other = ("embedded", "real") if source == "embedded" else ("real", "embedded")
     data, runs = spec.datasets[chosen], {}
     for entry in entries:
@@ -467,7 +474,7 @@ def _summarize(run: Run) -> pd.DataFrame:
     rows = pd.read_json(folder(run) / "results.jsonl", lines=True)
     keys = ["study", "backbone", "method", "shots", "length"]
     rows = rows.reindex(columns=[*keys, "selection", "metric", "language", "seed", "value"])
-    rows = rows[(rows.metric == "accuracy") & (rows.selection.fillna("best_dev") == "best_dev")]
+    rows = rows[(rows.metric == "accuracy") & (rows.selection != "last")]
     lines = []
     for key, part in rows.astype({"length": "Int64"}).groupby(keys, dropna=False, sort=False):
         means = part.groupby("language").value.mean()
