@@ -103,7 +103,7 @@ pd.DataFrame({n: t.mask("layer.0.weight").flatten().int() for n, t in choices.it
 # overlap must be held against:
 
 # %%
-pd.DataFrame({n: toy.overlap(t) for n, t in choices.items() if t is not toy}).T.round(2)
+pd.DataFrame({n: toy.overlap(t) for n, t in choices.items() if n != "movement"}).T.round(2)
 
 # %% [markdown]
 # And then? Back to the six weights of before, and only the two of the ticket may move: here one
