@@ -619,6 +619,19 @@ def test_pinned_table_covers_all_splits_of_the_52_languages():
 
 
 @pytest.mark.real_data
+@pytest.mark.parametrize("shots", (8, 32))
+def test_no_draw_of_sib200_holds_a_test_sentence_of_any_language(data_dir, shots):
+    found = load("topics", ["eng", "deu", "quy"], data_dir)
+    tested = set(found.frame.query("split == 'test'").index_id)
+    texts = set(found.frame.query("split == 'test'").text)
+    assert len(tested) == 204
+    for seed in (*range(1, 11), *range(101, 111)):
+        drawn = draw(found, shots, seed)
+        assert not tested & {*drawn.train_ids, *drawn.dev_ids}
+        assert not any(texts & set(side.text) for side in drawn.texts(found, "eng"))
+
+
+@pytest.mark.real_data
 def test_sib200_loads_whole(data_dir):
     languages = sorted({f.split("/")[0] for f in data._sums(TASKS["topics"].benchmark, None)})
     sib = load("topics", languages, data_dir, train_languages=languages)

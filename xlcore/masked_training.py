@@ -53,7 +53,8 @@ class MaskedWeights:
     gives the same weights and holds something for the active ones only. Its parameters are one
     vector for each tensor of the ticket, with its active weights in fp32. Whenever a backward pass
     has finished a dense gradient, a hook adds the active entries to the vector's gradient and
-    drops the dense one before the next layer makes its own. Accumulation, clipping, weight decay
+    drops the dense one before the next layer makes its own; that of word embeddings in scope which
+    are the head's matrix, too, lives from the head's part to theirs. Accumulation, clipping, weight decay
     and the optimizer see vectors alone, so no inactive weight can move:
 
         with MaskedWeights(model, ticket) as weights:
