@@ -384,6 +384,26 @@ def test_rate_grid_of_accuracies_rings_the_highest_mean():
     assert ax.get_ylabel() == "English dev accuracy (%)"
 
 
+def test_rate_grid_gives_more_than_four_conditions_a_panel_each_with_ticks_at_tried_rates():
+    names = ["n = 1", "n = 2", "n = 5", "n = 10", "n = 20"]
+    axes = figures.rate_grid(grid(names), "").axes
+    assert [ax.get_title(loc="left") for ax in axes] == names
+    assert [t.get_text() for t in axes[-1].get_xticklabels()] == ["0.001", "0.01", "0.1"]
+    rings = [x for ax in axes for x in ax.lines if x.get_markerfacecolor() == "none"]
+    assert [[*ring.get_xdata()] for ring in rings] == [[0.01]] * 5
+
+
+def test_rate_grid_writes_no_ticks_on_one_another():
+    rates = [1e-6, 3e-6, 1e-5, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    rows = pd.concat(
+        grid(["lora"]).query("learning_rate == 0.01").assign(learning_rate=x) for x in rates
+    )
+    figure = figures.rate_grid(rows, "")
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
+    assert len(boxes) > 4 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
 def test_rate_grid_rings_no_rate_that_lost_a_seed():
     rows = grid(["lora"])
     rows = rows[(rows.learning_rate != 0.01) | (rows.seed != 2)]

@@ -126,8 +126,8 @@ class Artefact:
 
         Values of active weights are kept in `dtype`, all else to the bit. At 20 % active that is
         4.5 (float32) or 2.5 (bfloat16) bytes an active weight; the head that multilingual-e5-small
-        needs adds 0.15, or 0.35 if it was fitted on the full vocabulary. Raises InputError for an unknown dtype, values beyond it, and a card
-        that JSON cannot hold.
+        needs adds 0.15, or 0.35 if it was fitted on the full vocabulary. Raises InputError for an
+        unknown dtype, values beyond it, and a card that JSON cannot hold.
         """
         kept = DTYPES[choose("dtype of values", dtype, DTYPES)]
         ticket = self.ticket or Ticket({}, {})

@@ -54,6 +54,7 @@ SCALES = {  # what accuracy is drawn against
 NAMES = METHOD_NAMES | {
     "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
     "prompt_only": "soft prompt only", "bitfit": "BitFit", "dp": "DP", "sp": "SP", "mp": "MP",
+    "mlp": "MLP", "residual_mlp": "residual MLP", "lstm": "LSTM", "last": "last epoch",
 }  # fmt: skip
 
 
@@ -446,15 +447,17 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
     """Draw a dev metric against learning rate, one line a condition, the best mean ringed.
 
     rows: metric "dev_loss" (nats, on a log scale) or "dev_accuracy" (%), with condition,
-    learning_rate and seed; one dot a seed. A rate that lacks a seed (its loss was not finite) gets
-    no ring. Raises InputError for no such rows, or for two of one condition, rate and seed.
+    learning_rate and seed; one dot a seed. More than four conditions have a panel each. A rate that
+    lacks a seed (its loss was not finite) gets no ring. Raises InputError for no such rows, or for
+    two of one condition, rate and seed.
     """
     cell = ["condition", "learning_rate", "seed"]
     scale, name = CURVES[choose("dev metric", metric, CURVES)]
     shown = _checked(pick(rows, metric=metric), cell, "value")
-    figure, [[ax]] = _panels(1, 1, 3.2)
-    for condition, (label, colour, marker) in _looks(shown.condition.unique()).items():
-        part = shown[shown.condition == condition]
+    looks = _looks(shown.condition.unique())
+    figure, axes = _rate_axes(looks, name)
+    for condition, (label, colour, marker) in looks.items():
+        ax, part = axes[condition], shown[shown.condition == condition]
         table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
         ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
         line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
@@ -462,14 +465,11 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
         whole = (np.sign(scale) * table["mean"]).where(table.n == table.n.max())
         best = table.loc[whole.idxmax()]
         ax.plot(best.learning_rate, best["mean"], "o", mfc="none", color=colour, ms=11, mew=1.2)
-    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"English {name}")
-    ax.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e−"))
-    if metric == "dev_loss":
-        ax.set(yscale="log", ylabel="English dev loss (nats, log scale)")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_locator(NullLocator())
-    figure.legend(loc="outside right upper")
+    alone = len(set(axes.values())) == 1
+    for ax in axes.values():
+        _rate_scales(ax, sorted(shown.learning_rate.unique()), 9 if alone else 4, metric)
+    if alone:
+        figure.legend(loc="outside right upper")
     seeds = _seeds(by_seed(shown, cell[:2]))
     caption(
         figure,
@@ -477,6 +477,32 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
         rows,
     )
     return figure
+
+
+def _rate_axes(looks: dict, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return one axes for all conditions, or a panel each where there are more than four."""
+    x = "learning rate (log scale)"
+    if len(looks) > 4:
+        return _small(looks, 3, x, y)
+    figure, [[ax]] = _panels(1, 1, 3.2)
+    ax.set(xlabel=x, ylabel=f"English {y}")
+    return figure, dict.fromkeys(looks, ax)
+
+
+def _rate_scales(ax: Axes, rates: list[float], room: int, metric: str) -> None:
+    """Put ticks at rates that were tried, as many as have room; a loss is on a log scale."""
+    ax.set_xscale("log")
+    apart, ticks = max(2, (rates[-1] / rates[0]) ** (1 / room)), rates[:1]
+    for rate in rates[1:]:
+        if rate >= 0.99 * apart * ticks[-1]:
+            ticks.append(rate)
+    ax.set_xticks(ticks, [f"{rate:g}".replace("e-0", "e−") for rate in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    if metric == "dev_loss":
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
 
 
 def dev_curves(
@@ -562,7 +588,7 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
         labels = shared if beside else list(part.label)
         _intervals(ax, part, part.label.map(labels.index))
         ax.set_title(group, fontsize="medium", loc="left")
-        ax.set_yticks(range(len(labels)), labels, fontsize=size)
+        ax.set_yticks(range(len(labels)), map(_readable, labels), fontsize=size)
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes[-1]:
         ax.set_xlabel("effect (points)")
@@ -570,6 +596,11 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
         ax.locator_params(axis="x", nbins=4 if beside else 8)
     caption(figure, f"{about} Bars: 95 % interval, grey where it holds 0.", table)
     return figure
+
+
+def _readable(label: str) -> str:
+    """Return "residual MLP, hidden 200" for "residual_mlp, hidden 200"."""
+    return ", ".join(NAMES.get(x, x.replace("_", " ")) for x in str(label).split(", "))
 
 
 def _intervals(ax: Axes, part: pd.DataFrame, place: pd.Series) -> None:

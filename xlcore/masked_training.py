@@ -54,8 +54,8 @@ class MaskedWeights:
     vector for each tensor of the ticket, with its active weights in fp32. Whenever a backward pass
     has finished a dense gradient, a hook adds the active entries to the vector's gradient and
     drops the dense one before the next layer makes its own; that of word embeddings in scope which
-    are the head's matrix, too, lives from the head's part to theirs. Accumulation, clipping, weight decay
-    and the optimizer see vectors alone, so no inactive weight can move:
+    are the head's matrix, too, lives from the head's part to theirs. Accumulation, clipping, weight
+    decay and the optimizer see vectors alone, so no inactive weight can move:
 
         with MaskedWeights(model, ticket) as weights:
             optimizer = torch.optim.AdamW([*weights.parameters(), *prompt.parameters()])
