@@ -3,6 +3,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= pocket
+RUN     ?=
 SET     ?=
 ARGS    ?=
 TORCH   ?=
@@ -23,10 +24,10 @@ READY := $(VENV)/.ready
 FORCE:
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce smoke test lint notebooks lab bench lock clean FORCE
+.PHONY: help env reproduce run smoke test lint notebooks lab bench lock clean FORCE
 
 help: ## show this list
-	@echo 'usage: make TARGET [PROFILE=pocket] [SET="shots=4 ..."] [ARGS="..."] [PYTHON=python3] [TORCH=cuda]'
+	@echo 'usage: make TARGET [PROFILE=pocket] [RUN=ID] [SET="shots=4 ..."] [ARGS="..."] [PYTHON=python3] [TORCH=cuda]'
 	@echo
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' Makefile | expand -t 14
 
@@ -38,6 +39,9 @@ reproduce: $(READY) ## run a profile and draw its figures (PROFILE=smoke|pocket|
 	$(PY) -m snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/local \
 	    --config profile=$(PROFILE) $(if $(SET),"overrides=$(SET)") $(ARGS)
 	$(PY) -m xlcore.runs summary $(PROFILE) $(SET)
+
+run: $(READY) ## make runs of a profile again, and only those (RUN="ID ...", SET="name=value ...")
+	$(PY) -m xlcore.runs execute $(PROFILE) $(SET) --run $(RUN)
 
 smoke: override PROFILE := smoke
 smoke: reproduce ## the same chain with tiny models, in a few minutes

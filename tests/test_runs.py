@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -294,19 +295,55 @@ def manifest(**changes) -> dict:
     return asdict(run) | dict(parameters=run.parameters | changes)
 
 
-def test_the_command_of_a_run_as_planned_is_the_profiles(root):
-    assert runs.command(manifest()) == "make reproduce PROFILE=toy"
+def test_the_command_of_a_run_as_planned_names_profile_and_run(root):
+    assert runs.command(manifest()) == "make run PROFILE=toy RUN=pocket_topics-01_toy-8"
 
 
 def test_the_command_sets_what_differs_from_the_profile(root):
     call = runs.command(manifest(languages=["eng", "swh"], lr=0.1))
-    assert call == 'make reproduce PROFILE=toy SET="lr=0.1 languages=[eng,swh]"'
+    one = "make run PROFILE=toy RUN=pocket_topics-01_toy-8"
+    assert call == f'{one} SET="lr=0.1 languages=[eng,swh]"'
 
 
-def test_the_command_makes_the_same_run_again(root):
-    call = runs.command(manifest(languages=["eng", "swh"], lr=0.1))
-    given = runs.parse_overrides(re.search('SET="(.*)"', call)[1].split())
-    assert runs.table("toy", **given)[1].parameters == manifest(**given)["parameters"]
+def executed(call: str, monkeypatch) -> list[runs.Run]:
+    """The runs that a command executes, after its way through make and a shell."""
+    made = []
+    monkeypatch.setattr(runs, "execute", lambda run: made.append(run) or dict(rows=2, seconds=1))
+    for one in call.split(" && "):
+        shown = one.replace("make", "make -s -n", 1)
+        lines = subprocess.run(
+            shown, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout
+        words = shlex.split(next(x for x in lines.splitlines() if "-m xlcore.runs" in x))
+        assert runs.main(words[words.index("xlcore.runs") + 1 :]) == 0
+    return made
+
+
+def test_the_command_makes_the_same_run_again_and_no_other(root, monkeypatch):
+    wanted = manifest(languages=["eng", "swh"], lr=0.1, seeds=[4, 5], length=3, quick=True)
+    found = executed(runs.command(wanted), monkeypatch)
+    assert [run.id for run in found] == [wanted["id"]]
+    assert found[0].parameters == wanted["parameters"]
+
+
+def test_runs_that_are_set_alike_share_a_command(root, monkeypatch):
+    plan = [asdict(run) for run in runs.table("toy")[:3]]
+    plan[1] = manifest(lr=0.1)
+    call = runs.command(*plan)
+    first, second = call.split(" && ")
+    assert first == 'make run PROFILE=toy RUN="pocket_topics-01_toy-4 pocket_topics-02_toy"'
+    assert second == 'make run PROFILE=toy RUN=pocket_topics-01_toy-8 SET="lr=0.1"'
+    found = {run.id: run.parameters for run in executed(call, monkeypatch)}
+    assert found == {one["id"]: one["parameters"] for one in plan}
+
+
+def test_the_command_of_a_run_on_a_folder_asks_for_the_folder(root, real_data, monkeypatch):
+    wanted = asdict(runs.table("toy")[0])
+    call = runs.command(wanted)
+    assert call == 'make run PROFILE=toy RUN=sib200-01_toy-4 SET="data=directory"'
+    assert executed(call, monkeypatch)[0].parameters == wanted["parameters"]
+    monkeypatch.delenv("XLCORE_DATA")
+    assert runs.main(["execute", "toy", "data=directory", "--run", "sib200-01_toy-4"]) == 2
 
 
 def test_a_run_that_left_its_profile_has_no_command(root):
@@ -805,6 +842,18 @@ def test_bad_input_is_one_line_and_status_2(root, capsys):
 def test_unknown_run_names_the_nearest(root, capsys):
     assert runs.main(["execute", "toy", "--run", "01_toy-4"]) == 2
     assert "did you mean pocket_topics-01_toy-4" in capsys.readouterr().err
+
+
+def test_no_run_is_told_how_to_name_one(root, capsys):
+    assert runs.main(["execute", "toy", "--run"]) == 2
+    told = capsys.readouterr().err
+    assert 'no run named: make run PROFILE=toy RUN="ID ..."' in told
+    assert "pocket_topics-02_toy" in told
+
+
+def test_nothing_starts_before_every_run_is_known(root, monkeypatch):
+    monkeypatch.setattr(runs, "execute", lambda run: pytest.fail("it started"))
+    assert runs.main(["execute", "toy", "--run", "pocket_topics-02_toy", "gone"]) == 2
 
 
 def test_failed_run_is_one_line_and_status_1(root, capsys, monkeypatch):

@@ -252,12 +252,26 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     return [replace(r, fingerprint=_fingerprint(r, needs(r, found))) for r in found]
 
 
-def command(manifest: Mapping) -> str:
-    """Return the `make` call that makes a finished run again, in the root of the repository.
+def command(*manifests: Mapping) -> str:
+    """Return the `make run` call that makes finished runs again, in the root of the repository.
 
-    Parameters that differ from what its profile says today stand in SET, those that its notebook
-    no longer has do not. Raises InputError if the profile has no such run any more.
+    Parameters that differ from what their profile says today stand in SET, those that a notebook
+    no longer has do not; runs with another SET have a call of their own, after `&&`. A run on the
+    files of a folder wants it in XLCORE_DATA where its profile would else be embedded. Raises
+    InputError if a profile has no such run any more.
     """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for manifest in manifests:
+        alike.setdefault((manifest["profile"], _changes(manifest)), []).append(manifest["id"])
+    calls = []
+    for (profile, words), ids in alike.items():
+        wanted = ids[0] if len(ids) == 1 else f'"{" ".join(ids)}"'
+        calls.append(f"make run PROFILE={profile} RUN={wanted}" + (f' SET="{words}"' * bool(words)))
+    return " && ".join(calls)
+
+
+def _changes(manifest: Mapping) -> str:
+    """What a finished run sets otherwise than its profile does today, as name=value words."""
     spec, entries = _profile(manifest["profile"])
     kind = "embedded" if manifest["source"] == "embedded" else "real"
     model = parameters(manifest["notebook"])
@@ -271,9 +285,10 @@ def command(manifest: Mapping) -> str:
         raise InputError(f"profile {manifest['profile']} has no run {manifest['id']} any more")
     given, today = manifest["parameters"], planned[manifest["id"]]
     changed = {n: given[n] for n in given if n in model.model_fields and given[n] != today[n]}
+    if kind == "real" and spec.data in ("auto", "embedded"):
+        changed["data"] = manifest["source"]
     texts = [f"{n}={json.dumps(v, separators=(',', ':'))}" for n, v in changed.items()]
-    words = " ".join(texts).replace('"', "")  # YAML reads plain words, and a shell drops quotes
-    return f"make reproduce PROFILE={manifest['profile']}" + (f' SET="{words}"' if words else "")
+    return " ".join(texts).replace('"', "")  # YAML reads plain words, and a shell drops quotes
 
 
 def needs(run: Run, runs: Iterable[Run]) -> list[Run]:
@@ -463,6 +478,20 @@ def execute(run: Run) -> dict:
         _clear(area, final)
 
 
+def _execute_all(profile: str, runs: list[Run], wanted: list[str]) -> None:
+    by_id = {run.id: run for run in runs}
+    if not wanted:
+        raise InputError(
+            f'no run named: make run PROFILE={profile} RUN="ID ..."; allowed: {", ".join(by_id)}'
+        )
+    for name in wanted:
+        choose(f"run of profile {profile}", name, by_id)
+    for name in wanted:
+        print(f"{name} starts", flush=True)
+        manifest = execute(by_id[name])
+        print(f"{name}: {manifest['rows']} rows in {manifest['seconds']:.0f} s", flush=True)
+
+
 def _print_table(runs: list[Run]) -> None:
     for run in runs:
         state = "done" if done(run) else "to run"
@@ -499,17 +528,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["table", "execute", "summary"])
     parser.add_argument("profile", help="a file of profiles/, without .yaml")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="values as YAML")
-    parser.add_argument("--run", metavar="ID", help="the run of the table to execute")
+    parser.add_argument("--run", metavar="ID", nargs="*", default=[], help="the runs to execute")
     args = parser.parse_intermixed_args(argv)
     # A polite kill, such as a scheduler's, takes the same way out as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runs = table(args.profile, **parse_overrides(args.overrides))
         if args.command == "execute":
-            choose(f"run of profile {args.profile}", args.run, [run.id for run in runs])
-            print(f"{args.run} starts", flush=True)
-            manifest = execute(next(run for run in runs if run.id == args.run))
-            print(f"{args.run}: {manifest['rows']} rows in {manifest['seconds']:.0f} s")
+            _execute_all(args.profile, runs, args.run)
         else:
             {"table": _print_table, "summary": _print_summary}[args.command](runs)
     except (InputError, RunError) as error:
