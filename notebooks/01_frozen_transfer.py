@@ -36,11 +36,15 @@ tuned_rate: float = 1e-5  # of AdamW, for prompt and weights together
 scope: str = "body"  # which weights: body (without the embedding matrix, for 6 GiB), or all
 
 # %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from scipy import stats
 
-from xlcore import figures, runs
+from xlcore import artefacts, evaluation, figures, runs
 from xlcore.backbones import weights_sha256
 from xlcore.languages import distances
 from xlcore.statistics import by_seed
@@ -176,6 +180,25 @@ table["distance"] = far.reindex(table.index)
 others = table.drop(index="eng", errors="ignore").dropna(subset="distance")
 rho, p = stats.spearmanr(others.distance, others["mean"])
 print(f"Spearman rank correlation over {len(others)} languages: {rho:.2f} (p = {p:.3f})")
+
+# %% [markdown]
+# ## 7. Keep a prompt
+#
+# One file holds the vectors and a card: model, data, training and scores. Read again, the prompt
+# must give the same scores to the bit; any other model is refused.
+
+# %%
+lowest = [min(row["dev_loss"] for row in one.history) for one in trained]
+j = lowest.index(min(lowest))  # the prompt with the lowest English dev loss
+best = artefacts.from_study(study, model, jobs[j], trained[j], rows)
+with TemporaryDirectory() as folder:
+    path = Path(folder, "prompt.safetensors")
+    artefacts.save(path, best.vectors, best.card)
+    again, size = artefacts.load(path, model), path.stat().st_size
+few = study.data.examples("eng", "dev").text[:8]
+scores = [evaluation.score(model, [x.vectors], few, study.verbalizer) for x in (best, again)]
+assert torch.equal(*scores)
+print(f"prompt of seed {jobs[j].seed}: {size / 1024:.0f} KiB with its card")
 
 # %% [markdown]
 # ## What we saw, and what to try

@@ -578,6 +578,35 @@ def test_a_study_s_prompt_can_be_saved_and_used(tmp_path):
     assert_equal_scores(our_scores(backbone, found), wanted)
 
 
+@cache
+def networked():
+    """Return a study whose prompts differ in nothing but the network before them, and its rows."""
+    given = dict(shots=1, seeds=(1,), lengths=(2,), epochs=1, device="cpu", dtype="float32")
+    network = (("none", 4, False), ("mlp", 4, False), ("mlp", 8, False), ("mlp", 8, True),
+               ("residual_mlp", 4, False))  # fmt: skip
+    studies = [
+        Study.plan("tiny-llama", ("en", "sw"), "embedded", max_length=24, reparameterization=kind,
+                   hidden=hidden, train_norm=norm, **given)
+        for kind, hidden, norm in network
+    ]  # fmt: skip
+    study, backbone = studies[0], studies[0].load()
+    jobs, trained = study.train(backbone, [job for s in studies for job in s.jobs(backbone)])
+    return study, backbone, jobs, trained, study.evaluate(backbone, jobs, trained, "t"), network
+
+
+@pytest.mark.parametrize("j", range(5))
+def test_prompts_that_differ_in_their_network_alone_each_have_their_own_card(j):
+    study, backbone, jobs, trained, rows, network = networked()
+    found = from_study(study, backbone, jobs[j], trained[j], rows)
+    assert torch.equal(found.vectors, trained[j].best)
+    kind, hidden, norm = network[j]
+    wanted = dict(reparameterization=kind, hidden=hidden * (kind != "none"), train_norm=norm)
+    assert {name: found.card.training[name] for name in wanted} == wanted
+    alone = evaluate(backbone, [found.vectors], study.data, study.verbalizer, max_length=24)
+    scores = [by[metric] for by in found.card.scores.values() for metric in by]
+    assert scores == [*alone.value]
+
+
 @pytest.mark.parametrize("change, said", ((lambda r: r[:0], "no"), (lambda r: [r, r], "several")))
 def test_rows_that_do_not_hold_just_this_prompt_are_refused(change, said):
     study, backbone, jobs, trained, rows = studied()

@@ -38,6 +38,10 @@ TENSOR, PEFT_TENSOR = "prompt", "prompt_embeddings"
 VALUES = "ticket.values."  # before parameter names
 # Deflated safetensors files: of five mask bits one is 1, and most words' biases in a head are 0.
 MASKS, HEAD = "ticket.masks", "head"
+TRAINED = (  # what a study's card says of a prompt's training, beside the settings
+    "seed", "length", "learning_rate", "selection", "init", "shots", "reparameterization", "hidden",
+    "trained",
+)  # fmt: skip
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -157,8 +161,7 @@ def from_study(
     hold no score, or several, of this prompt for a language and metric.
     """
     name = SELECTIONS[choose("selection", selection, SELECTIONS)]
-    rate = job.learning_rate or study.settings.learning_rate
-    key = dict(seed=job.seed, length=len(job.prompt), learning_rate=rate, selection=selection)
+    key = study.about(job) | dict(selection=selection)
     mine = rows[(rows[list(key)] == list(key.values())).all(axis=1)]
     if mine.empty or mine.duplicated(["language", "metric"]).any():
         raise InputError(f"the rows hold {'no' if mine.empty else 'several'} scores of {key}")
@@ -166,12 +169,18 @@ def from_study(
     for row in mine.itertuples():
         scores.setdefault(row.language, {})[row.metric] = float(row.value)
     epoch = trained.best_epoch if name == "best" else len(trained.history)
-    about = dict(epoch=epoch, init=study.init, shots=study.draws[0].shots)
-    training = asdict(study.settings) | key | about
+    about = {fact: key[fact] for fact in TRAINED} | dict(epoch=epoch)
+    training = asdict(study.settings) | about | dict(train_norm=_norm_learns(job.prompt))
     words = dict(zip(study.verbalizer.labels, study.verbalizer.words, strict=True))
     facts = study.facts(backbone)
     card = Card(facts["backbone"], job.prompt.position, words, facts["data"], training, scores)
     return Artefact(getattr(trained, name), card)
+
+
+def _norm_learns(prompt: prompts.SoftPrompt) -> bool:
+    """Whether the LayerNorm of the prompt's network, if there is one, was trained."""
+    norms = [module for module in prompt.modules() if isinstance(module, torch.nn.LayerNorm)]
+    return any(weight.requires_grad for norm in norms for weight in norm.parameters())
 
 
 def from_encoder(

@@ -211,7 +211,9 @@ class Study(Planned):
             backbone, vectors, self.data, self.verbalizer,
             position=self.position, max_length=self.settings.max_length,
         )  # fmt: skip
-        about = [self._about(job, study) | dict(selection=s) for job in jobs for s in chosen]
+        about = [
+            dict(study=study) | self.about(job) | dict(selection=s) for job in jobs for s in chosen
+        ]
         return joined(about, scored)
 
     def tune(
@@ -237,7 +239,8 @@ class Study(Planned):
             )  # fmt: skip
             read = partial(self._read, tuned)
             found = evaluation.measure(read, self.data, self.verbalizer, progress=progress)
-            about = self._about(job, study) | dict(method=method, trained=tuned.trained)
+            about = dict(study=study) | self.about(job)
+            about |= dict(method=method, trained=tuned.trained)
             if issubclass(tuning.TUNERS[method], tuning.FineTuning):
                 about["scope"] = scope
             scored.append(joined([about | dict(selection=selection)], found))
@@ -278,13 +281,14 @@ class Study(Planned):
         fresh = self.checkpoint.fresh
         return [tuning.tune(fresh, backbone, job, method, *given).history for job in jobs]
 
-    def _about(self, job: Job, study: str) -> dict:
+    def about(self, job: Job) -> dict:
+        """Return what the rows say of a job's prompt, and what tells it from all others."""
         network = job.prompt.network
         return dict(
-            study=study, task=self.data.task.name, data=self.data.name,
-            backbone=self.checkpoint.name, method="soft_prompt", scope="none", seed=job.seed,
-            shots=self.draws[0].shots, length=len(job.prompt), init=self.init,
-            position=self.position, loss=self.settings.loss,
+            task=self.data.task.name, data=self.data.name, backbone=self.checkpoint.name,
+            method="soft_prompt", scope="none", seed=job.seed, shots=self.draws[0].shots,
+            length=len(job.prompt), init=self.init, position=self.position,
+            loss=self.settings.loss,
             reparameterization=network.kind if network else "none",
             hidden=network.hidden if network else 0,
             trained=sum(p.numel() for p in job.prompt.parameters() if p.requires_grad),
