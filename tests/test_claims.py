@@ -1,5 +1,6 @@
 """Claims, page and ledger on simulated rows whose truth is known."""
 
+import re
 import zlib
 
 import numpy as np
@@ -352,9 +353,31 @@ def test_c5_spread_is_that_of_the_true_effects():
     assert found.low <= (80 * FAR[CODES[1:]]).std() <= found.high
 
 
-def test_one_model_family_leaves_that_half_undecided():
+def test_c5_begins_with_the_papers_network():
+    first, *others = (reparameterized(kind=kind) for kind in ("lstm", "residual_mlp", "mlp"))
+    rows = together(first, *(rows[rows.reparameterization != "none"] for rows in others))
+    shown = [test.split(", in")[0] for test in lines(rows, "C5").test]
+    kinds = ["mlp (50)", "residual_mlp (50)", "lstm (50)"]
+    assert shown[:3] == [f"spread over languages of the effect of {kind}" for kind in kinds]
+
+
+def test_c5_gives_the_effect_at_the_last_epoch_beside_that_at_the_best():
+    rows = together(reparameterized(shift=-30, slope=80))
+    best, last = rows.assign(selection="best_dev"), rows.assign(selection="last")
+    last["value"] = last.value.where(last.reparameterization == "none", last.value + 7)
+    base = {**BASE, "selection": "best_dev"}
+    alone, both = (
+        judge(rows, base).query("claim == 'C5'").test.iloc[0]
+        for rows in (best, pd.concat([best, last]))
+    )
+    mean, shown = re.search(r"mean effect (\S+) .*, of the last epochs ([^;\s]+)", both).groups()
+    assert "last" not in alone
+    assert float(shown) == pytest.approx(float(mean) + 7, abs=0.02)
+
+
+def test_one_model_family_leaves_that_half_not_run():
     found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
-    assert found.verdict == "undecided"
+    assert found.verdict == "not run"
     assert "needs a second pretrained model of another family" in found.test
 
 
@@ -395,14 +418,26 @@ def test_each_claim_has_its_section(text, claim):
     assert f"\n## {claim}: " in text
 
 
-def test_the_finding_is_a_sentence_with_unit_interval_and_verdict(text):
+def test_the_finding_is_a_sentence_with_unit_and_interval(text):
     """The numbers are those of the table, rounded."""
     one = first(freezing(shift=-4), "C1")
     assert (
         "**Ours.** gemma-3-270m, sib200, K = 8: the effect of freezing on the mean of the other"
         f" languages is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f};"
-        f" 22 languages, 6 seeds; p = {one.p:.2g}): **supported**."
+        " 22 languages, 6 seeds).\n"
     ) in text
+
+
+def test_every_line_of_the_table_stands_in_the_details_with_all_it_says():
+    table = judge(freezing(shift=-4), BASE)
+    rows = page(table, {}, "make").splitlines()
+    shown = [row.split(" | ") for row in rows if row.startswith("| gemma")]
+    assert len(shown) == len(table)
+    for cells, line in zip(shown, table.itertuples(), strict=True):
+        what, shots, how = line.test.split("; ", 2)
+        assert cells[0] == f"| gemma-3-270m, sib200, {shots}" and cells[1] == what
+        assert cells[5] == line.verdict and cells[6].endswith(f"{how} |")
+        assert line.seeds == 0 or cells[2] == f"{line.effect:+.2f}"
 
 
 def test_figure_and_command_are_named(text):
@@ -414,11 +449,12 @@ def test_a_run_made_by_another_command_names_it():
     table = judge(freezing(shift=-4), BASE)
     assert set(table[table.claim == "C1"].run) == {"run-a, run-b"}
     shown = page(table, {}, "make all", {"run-b": "make b"}).split("## C2")[0]
-    assert shown.endswith("Command: `make all`; `make b`\n\n")
+    assert "Command: `make all`; `make b`\n\n" in shown
 
 
 def test_a_claim_not_run_says_what_it_needs(text):
-    assert "**not run**; judging it needs the base condition in study prompt_length." in text
+    assert "judging it needs the base condition in study prompt_length." in text
+    assert "**Verdict.** gemma-3-270m: not run." in text
 
 
 @pytest.mark.parametrize("codes", [["eng", "twi"], ["eng", "deu", "twi"], CODES])
@@ -432,14 +468,16 @@ def test_the_smallest_study_is_undecided_and_reads_well(codes, seeds, constant):
         made("reparameterization", reparameterization="mlp", hidden=50, **small),
     )  # fmt: skip
     table = judge(rows.assign(value=25.0) if constant else rows, BASE)
-    assert set(table.verdict) == {"undecided"}
+    families = table.test.str.contains("second pretrained model")
+    assert set(table[~families].verdict) == {"undecided"}
+    assert set(table[families].verdict) == {"not run"}
     assert "nan" not in page(table, {}, "make")
 
 
 def test_c5_shows_the_verdicts_of_both_its_halves():
     table = judge(together(reparameterized(shift=-30, slope=80)), BASE)
     shown = page(table, {}, "make").split("## C5")[1]
-    assert "**Verdict.** gemma-3-270m: supported; gemma-3-270m, by family: undecided." in shown
+    assert "**Verdict.** gemma-3-270m: supported; gemma-3-270m, by family: not run." in shown
 
 
 # --- the ledger ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ BASE = dict(  # what SPT does, from which one switch at a time is changed; shots
     method="soft_prompt", init="uniform", position="suffix", loss="vocabulary",
     reparameterization="none", hidden=None, selection="best_dev",
 )  # fmt: skip
+KINDS = ("mlp", "residual_mlp", "lstm")  # of reparameterization, the paper's first
 FAMILIES = "difference between model families"
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
@@ -134,7 +135,8 @@ def _c2(case: Case) -> Iterator[dict]:
         seeds = effects.shape[1]
         rho = Effect(a.rho, a.low, a.high, a.p, a.seeds_low, a.seeds_high, int(a.n), seeds)
         test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}; Pearson"
-        test += f" {_number(a.r)}; with {held} constant {_number(a.partial)}"
+        test += f" {_number(a.r)} ({_span(a.r_low, a.r_high)})"
+        test += f"; with {held} constant {_number(a.partial)}"
         test += f" ({_span(a.partial_low, a.partial_high)})"
         if kind in observed:
             test += f"; at least half the features observed in {observed[kind]} languages"
@@ -194,10 +196,14 @@ def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
     """By reparameterization the differences from none, and the rows behind them."""
     none = case.pick(reparameterization="none", hidden=None)
     rows = case.pick(reparameterization=None, hidden=None)
-    rows = rows[rows.reparameterization.notna() & (rows.reparameterization != "none")]
+    found = [
+        (KINDS.index(kind) if kind in KINDS else len(KINDS), kind, hidden, part)
+        for (kind, hidden), part in rows.groupby(["reparameterization", "hidden"], dropna=False)
+        if kind != "none"
+    ]
     out = {
         f"{kind} ({hidden:.0f})": (_difference(part, none), [part, none])
-        for (kind, hidden), part in rows.groupby(["reparameterization", "hidden"], dropna=False)
+        for _, kind, hidden, part in sorted(found, key=lambda x: x[:3])
     }
     if not out:
         raise Missing("a reparameterization")
@@ -207,7 +213,7 @@ def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
 def _c5(case: Case) -> Iterator[dict]:
     variants = _variants(case)
     tests = {name: st.heterogeneity(table) for name, (table, _) in variants.items()}
-    adjusted = st.holm([found.p for found, *_ in tests.values()])
+    adjusted, last = st.holm([found.p for found, *_ in tests.values()]), _at_last_epoch(case)
     for p, (name, (found, test, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
         table, rows = variants[name]
         verdict = "supported" if p < 0.05 and helped and hurt else "undecided"
@@ -216,8 +222,17 @@ def _c5(case: Case) -> Iterator[dict]:
         mean = st.effect(table)
         test += f", Holm over {len(tests)}; {helped} languages helped, {hurt} hurt (t tests, Holm)"
         test += f"; mean effect {_number(mean.value)} ({_span(mean.low, mean.high)})"
+        test += f", of the last epochs {_number(last[name])}" if name in last else ""
         what = f"spread over languages of the effect of {name}, in points"
         yield case.line(what, found._replace(p=p), test, verdict, *rows)
+
+
+def _at_last_epoch(case: Case) -> dict[str, float]:
+    """Mean effects by reparameterization where both sides keep the last epoch, if that is there."""
+    if "selection" not in case.rows or not (case.rows.selection == "last").any():
+        return {}
+    last = replace(case, base={**case.base, "selection": "last"})
+    return {name: st.effect(table).value for name, (table, _) in _variants(last).items()}
 
 
 def _families(cases: list[Case]) -> Iterator[dict]:
@@ -240,7 +255,7 @@ def _families(cases: list[Case]) -> Iterator[dict]:
     if not found:
         need = "needs a second pretrained model of another family"
         for case in cases:
-            yield case.line(FAMILIES, NOTHING, need, "undecided")
+            yield case.line(FAMILIES, NOTHING, need, "not run")
 
 
 def _family(case: Case) -> str:
@@ -327,21 +342,22 @@ def page(
     out = [
         "# The claims, judged",
         "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and"
-        " the second one (languages resampled too; C2: over seeds) lie on one side of 0, from at"
-        f" least {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open, which is a"
-        " result, too. The first line of a model and data set is its main one.",
+        " the second one (languages resampled too; C2: seeds, by the jackknife) lie on one side"
+        f" of 0, from at least {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open,"
+        " which is a result, too, or an interval is not defined. Of each model and data set, the"
+        " first line of the details is the main one.",
     ]
     for claim, (sentence, _) in claims.items():
         lines = table[table.claim == claim]
         heads = [": ".join(filter(None, pair)) for pair in _heads(lines)]
         out += [f"## {claim}: {sentence}", f"**Verdict.** {'; '.join(heads)}."]
-        found = [_sentence(line) for line in lines.itertuples()]
-        out += [f"**Ours.** {found[0]}"]
-        out += ["\n".join(f"- {one}" for one in found[1:])] if found[1:] else []
+        found = list(lines.itertuples())
+        out += [f"**Ours.** {_sentence(found[0])}."]
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
         behind = [run for cell in lines.run for run in cell.split(", ") if run]
         calls = dict.fromkeys(commands.get(run, command) for run in behind) or [command]
         out += ["Command: " + "; ".join(f"`{call}`" for call in calls)]
+        out += ["\n".join([DETAILS, *map(_details, found)])]
     return "\n\n".join(out) + "\n"
 
 
@@ -359,13 +375,28 @@ def _sentence(line: tuple) -> str:
     what, shots, test = line.test.split("; ", 2)
     of = ", ".join(filter(None, [line.backbone, line.data, shots]))
     if line.seeds == 0:
-        return f"{of}: **{line.verdict}**; {what} {test}."
+        return f"{of}: {what} {test}"
     noun, _, unit = what.partition(", in")
     span = f"95 % {_span(line.low, line.high)}; {line.languages} languages, {line.seeds} seeds"
-    span += "" if pd.isna(line.p) else f"; p = {line.p:.2g}"
     size = _number(line.effect) + ("" if pd.isna(line.effect) else unit)
-    finding = f"the {noun} is {size} ({span}): **{line.verdict}**"
-    return f"{of}: {finding}. {test}."
+    return f"{of}: the {noun} is {size} ({span})"
+
+
+DETAILS = """\
+| model, data, examples | what | effect | 95 % | p | verdict | how |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def _details(line: tuple) -> str:
+    """Return a line of the table with all that the sentence leaves out."""
+    what, shots, test = line.test.split("; ", 2)
+    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
+    p = "" if pd.isna(line.p) else f"{line.p:.2g}"
+    there = line.seeds > 0
+    found = [_number(line.effect), _span(line.low, line.high)] if there else ["", ""]
+    number = f"{line.languages} languages, {line.seeds} seeds; " * there
+    cells = [of, what, *found, p, line.verdict, number + test]
+    return f"| {' | '.join(cells)} |"
 
 
 def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:

@@ -194,13 +194,15 @@ def distance_correlations(
 ) -> pd.DataFrame:
     """Correlate effects (languages, seeds), averaged over seeds, with each kind of distance.
 
-    Per kind: n languages, families; rho (Spearman), its p (raw_p, and Holm's over the kinds) and
-    t interval over seeds (seeds_low, seeds_high); r (Pearson); partial, which is rho with the ranks
-    of the columns of `controls` held constant. low, high, raw_p and the others' _low, _high are
-    from a bootstrap of whole families, whose languages are not independent (Galton's problem). They
-    are NaN below MIN_FAMILIES, and where over 5 % of the draws have no spread, as when a distance
-    differs in one family only; all but n and families are NaN below three languages. Raises
-    InputError for a language without a control.
+    Per kind: n languages, families; rho (Spearman), its p (raw_p, and Holm's over the kinds) and an
+    interval over seeds (seeds_low, seeds_high: Student's t on the pseudo-values of a jackknife that
+    leaves out a seed at a time, so that it is about the same rho); r (Pearson); partial, which is
+    rho with the ranks of the columns of `controls` held constant. low, high, raw_p and the others'
+    _low, _high are from a bootstrap of whole families, whose languages are not independent
+    (Galton's problem). It takes families as drawn from a population of families, so that a draw may
+    lack the largest one. They are NaN below MIN_FAMILIES, and where over 5 % of the draws have no
+    spread, as when a distance differs in one family only; all but n and families are NaN below
+    three languages. Raises InputError for a language without a control.
     """
     if lack := set(effects.index) - set(controls.dropna().index):
         raise InputError(f"no value to control for: {', '.join(sorted(lack))}")
@@ -231,9 +233,18 @@ def _correlated(x: np.ndarray, y: np.ndarray, codes: np.ndarray, controls: pd.Da
             drawn = drawn[~np.isnan(drawn)]
             p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
             out["raw_p"] = min(1.0, p) if low == low else NAN
-    seeds = [correlate(np.column_stack([x, one]), once, ranked=True)[0] for one in y.T]
-    ends = np.clip(mean_interval(seeds)[1:], -1, 1)
+    ends = np.clip(mean_interval(_pseudo_values(x, y, out["rho"]))[1:], -1, 1)
     return out | dict(zip(("seeds_low", "seeds_high"), ends, strict=True))
+
+
+def _pseudo_values(x: np.ndarray, y: np.ndarray, whole: float) -> list[float]:
+    """Return the jackknife's pseudo-values of Spearman's rho, one a seed (column of y)."""
+    number, once = y.shape[1], np.ones((1, len(x)))
+    if number == 1:
+        return [whole]
+    means = [np.delete(y, seed, axis=1).mean(axis=1) for seed in range(number)]
+    without = [correlate(np.column_stack([x, mean]), once, ranked=True)[0] for mean in means]
+    return [number * whole - (number - 1) * rho for rho in without]
 
 
 def correlate(columns: np.ndarray, counts: np.ndarray, ranked: bool) -> np.ndarray:
