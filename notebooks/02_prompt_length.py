@@ -76,16 +76,20 @@ jobs, trained = study.train(model)
 assert weights_sha256(model.model) == before
 
 # %% [markdown]
-# The proof that they do not disturb one another: a prompt scored among all others gets the scores
-# it gets alone.
+# The check that none sees another: the last prompt, with all others before it, gets the scores that
+# it gets alone, up to rounding. With the mask left open, they differed by a fifth of their size.
 
 # %%
 few = study.data.examples("eng", "dev").text[:8]
-together = evaluation.score(model, [t.best for t in trained], few, study.verbalizer)
-alone = evaluation.score(model, [trained[1].best], few, study.verbalizer)
-gap = (together[1] - alone[0]).abs().max()
-print(f"largest difference of a score: {gap:.2g}, scores about {alone.abs().mean():.2g}")
-assert gap < (1e-3 if model.dtype.itemsize == 4 else 1.0)  # bfloat16 steps by 1/16 at 10
+together = evaluation.score(model, [t.best for t in trained], few, study.verbalizer)[-1]
+alone = evaluation.score(model, [trained[-1].best], few, study.verbalizer)[0]
+gap, size = (together - alone).abs().mean(), alone.abs().mean()
+print(f"mean difference of a score: {gap:.2g}, scores about {size:.2g}")
+assert gap < (1e-4 if model.dtype.itemsize == 4 else 0.03) * size  # bfloat16 rounds to 1/256
+
+# %% [markdown]
+# Rounding counts, though: training amplifies it. On SIB-200 in bfloat16, the same seed, rate and
+# length gave means over six languages up to 11 points apart when other prompts trained beside it.
 
 # %% [markdown]
 # ## 3. Do they learn English equally well?
