@@ -235,21 +235,22 @@ for backbone, part in others.groupby("backbone") if len(others) else ():
 
 # %%
 mined = tickets[(tickets.method == "mining") & tickets.metric.isin(["active", "total"])]
-for backbone, where in mined.groupby("backbone"):
+for (backbone, scope), where in mined.groupby(["backbone", "scope"]):
     cells = ["strategy", "layer", "kind"]
     counts = where.pivot_table(index=cells, columns="metric", values="value", sort=False)
-    share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {where.scope.iloc[0]}"
+    share = f"{100 * where.active_ratio.iloc[0]:.0f} % of {scope}"
     text = "{text}, {steps} steps".format(**facts[where.run.iloc[0]]["mining"])
     about = f"{models[backbone]}; {share}; mined on {text}."
     figure = figures.ticket_layers(counts.reset_index(), about)
-    keep(figure, f"{backbone.split('/')[-1]}-tickets")
+    keep(figure, f"{backbone.split('/')[-1]}-tickets-{scope.replace(' ', '-')}")
 
 # %%
 trained = tickets[(tickets.metric == "accuracy") & tickets.backbone.isin(models)]
 for (backbone, name, k), part in trained.groupby(["backbone", "data", "shots"]):
     about = f"{about_data(part)}; {models[backbone]}; {k} English shots."
-    figure = figures.heat_map(part, about, condition="method")
-    keep(figure, f"{backbone.split('/')[-1]}-{name}-{k}-shots")
+    if part.method.nunique() > 1:
+        figure = figures.heat_map(part, about, condition="method")
+        keep(figure, f"{backbone.split('/')[-1]}-{name}-{k}-shots")
 
 # %% [markdown]
 # ## 9. Tickets against baselines
@@ -298,21 +299,31 @@ verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "v
 #
 # Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
 
+
 # %%
-switches = ["study", *base, "learning_rate"]
+def summary(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Means over seeds with their intervals, of how many languages, and the runs behind them."""
+    named = rows.groupby(keys, sort=False).agg(
+        languages=("language", "nunique"), runs=("run", lambda ids: " ".join(sorted({*ids})))
+    )
+    return by_seed(rows, keys).merge(named.reset_index(), on=keys)
+
+
+# %%
+switches = ["data", "study", *base, "learning_rate"]
 measured = accuracy[accuracy.backbone.isin(models)]
 group = measured.language.where(measured.language == "eng", "others")
 short = {c: measured[c].map("{:g}".format, na_action="ignore")
          for c in ("length", "hidden", "learning_rate")}  # fmt: skip
 filled = measured.assign(group=group, **short).fillna(dict.fromkeys(switches, "none"))
-numbers = by_seed(filled, ["backbone", *switches, "group"])
+numbers = summary(filled, ["backbone", *switches, "group"])
 index = ["study", "method", "shots", "length", "learning_rate", "reparameterization", "selection"]
 numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
 
 # %%
 keys = ["backbone", "data", "study", "method", "shots", "group"]
 others = compared[compared.language != "eng"].assign(group="others")
-nli_numbers = by_seed(pd.concat([others, compared.assign(group=compared.language)]), keys)
+nli_numbers = summary(pd.concat([others, compared.assign(group=compared.language)]), keys)
 shown = nli_numbers[nli_numbers.group.isin(["eng", "others"])]
 shown = shown.pivot_table(index=keys[1:-1], columns="group", values="mean", sort=False)
 shown.round(1)
@@ -333,7 +344,7 @@ parts |= dict.fromkeys(["C6", "C10"], f"{benchmark}-zero_shot_nli")
 parts |= {"C7": "americasnli-zero_shot_nli"}
 shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
 if run_dir:
-    calls = {name: runs.command(manifest) for name, (_, manifest) in finished.items()}
+    calls = lambda ids: runs.command(*(finished[name][1] for name in ids))  # noqa: E731
     every = claims.CLAIMS | claims_ltp.CLAIMS
     page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls, every)
     (target / "claims.md").write_text(page, encoding="utf-8")

@@ -448,8 +448,9 @@ def test_figure_and_command_are_named(text):
 def test_a_run_made_by_another_command_names_it():
     table = judge(freezing(shift=-4), BASE)
     assert set(table[table.claim == "C1"].run) == {"run-a, run-b"}
-    shown = page(table, {}, "make all", {"run-b": "make b"}).split("## C2")[0]
-    assert "Command: `make all`; `make b`\n\n" in shown
+    shown = page(table, {}, "make all", lambda runs: f"make {' '.join(runs)}")
+    assert "Command: `make run-a run-b`\n\n" in shown.split("## C2")[0]
+    assert "Command: `make all`\n\n" in shown.split("## C4")[1]  # not run
 
 
 def test_a_claim_not_run_says_what_it_needs(text):

@@ -4,7 +4,7 @@ Last in the flow, beside the figures: rows -> statistics -> claims.csv and claim
 SPT sections 4 and 5; a claim without its rows is "not run", and a null result is a result.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
@@ -331,13 +331,13 @@ def _measured(rows: pd.DataFrame) -> pd.DataFrame:
 
 def page(
     table: pd.DataFrame, figures: Mapping[str, str], command: str,
-    commands: Mapping[str, str] = MappingProxyType({}),
+    made_by: Callable[[list[str]], str] | None = None,
     claims: Mapping[str, tuple] = MappingProxyType(CLAIMS),
 ) -> str:  # fmt: skip
     """Return the text of claims.md: each claim, our finding, verdict, figure and command.
 
     table: from `judge`; figures: by claim, a path from the page; command: what makes all rows;
-    commands: by run, where its rows were made by another; claims: those on the page.
+    made_by: gives the command that makes some runs' rows; claims: those on the page.
     """
     out = [
         "# The claims, judged",
@@ -354,9 +354,9 @@ def page(
         found = list(lines.itertuples())
         out += [f"**Ours.** {_sentence(found[0])}."]
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
-        behind = [run for cell in lines.run for run in cell.split(", ") if run]
-        calls = dict.fromkeys(commands.get(run, command) for run in behind) or [command]
-        out += ["Command: " + "; ".join(f"`{call}`" for call in calls)]
+        behind = dict.fromkeys(run for cell in lines.run for run in cell.split(", ") if run)
+        call = made_by([*behind]) if made_by and behind else command
+        out += [f"Command: `{call}`"]
         out += ["\n".join([DETAILS, *map(_details, found)])]
     return "\n\n".join(out) + "\n"
 
