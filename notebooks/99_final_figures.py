@@ -264,7 +264,7 @@ references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
 for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
     way = "trained on English" if study == claims_ltp.ZERO_SHOT else "each trained on itself"
     passes = part.groupby("shots").epochs.first().items()
-    told = ", ".join(f"{epochs} epochs at K = {k}" for k, epochs in passes)
+    told = ", ".join(f"{epochs:g} epochs at K = {k}" for k, epochs in passes)
     about = f"{about_data(part)}; {models[backbone]}; {way}, {told}."
     place = f"{backbone.split('/')[-1]}-{name}-{study}"
     both = pd.concat([part, references[references.data == name]])
