@@ -60,12 +60,15 @@ print(tuple(prompt.weight.shape), "->", tuple(prompt.vectors().shape))
 print("rows have mean", prompt.vectors().mean(1).detach().abs().round(decimals=4).tolist())
 
 # %% [markdown]
-# The LayerNorm gives every prompt vector mean 0 and variance 1, whatever was learned. A wrong order
-# of layers would fail here.
+# The LayerNorm gives every prompt vector mean 0 and variance 1, up to its gain $\gamma$ and shift
+# $\beta$. By hand, from the same weights: another order of the layers would fail here.
 
 # %%
-spread = prompt.vectors().detach().var(1, unbiased=False)
-assert torch.allclose(spread, torch.ones(2), atol=1e-2)
+W1, b1, W2, b2, gamma, beta = toy.state_dict().values()
+y = torch.relu(prompt.weight @ W1.T + b1) @ W2.T + b2  # (2, 3) -> (2, 8)
+y = y - y.mean(1, keepdim=True)
+by_hand = gamma * y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() + beta
+assert torch.allclose(prompt.vectors(), by_hand, atol=1e-5)
 
 # %% [markdown]
 # ## 2. The plan

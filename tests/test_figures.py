@@ -248,6 +248,19 @@ def test_profile_draws_each_methods_means_beside_each_other():
         assert {np.sign(place - round(place)) for place in x} == {shift}
 
 
+def test_profile_shows_the_seeds_instead_of_an_interval_of_two():
+    rows = table_of(["eng", "deu"], method=["soft_prompt", "joint_tuning"])
+    rows = rows[(rows.method == "soft_prompt") | (rows.seed < 3)]
+    figure = figures.compare_profile(rows, "")
+    bars = [bar for bar in figure.axes[0].containers if isinstance(bar, ErrorbarContainer)]
+    intervals = {bar.get_label(): np.size(bar.lines[2][0].get_segments()) // 4 for bar in bars}
+    assert intervals == {"soft prompt, frozen model": 2, "soft prompt, model tuned": 0}
+    dots = [line for line in figure.axes[0].lines if line.get_markersize() == 3]
+    tuned = rows[rows.method == "joint_tuning"].value
+    assert sorted(y for line in dots for y in line.get_ydata()) == sorted(tuned)
+    assert "none for fewer than 3 seeds" in figure.get_supxlabel().replace("\n", " ")
+
+
 def test_profile_draws_the_majority_line_of_each_language():
     base = majority(["eng", "deu"]).assign(value=[20.0, 30.0])
     ax = figures.compare_profile(pd.concat([table_of(["eng", "deu"]), base]), "").axes[0]

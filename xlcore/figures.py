@@ -40,6 +40,7 @@ GREY, LIGHT = "#888888", "#e6e6e6"
 KINDS = ("embeddings", "attention", "feed-forward", "LayerNorm", "bias")  # of `tickets.place`
 PAGE = 6.5  # inches between the margins of a page; no letter is below SMALL points at this width
 SMALL = 7
+FEWEST = 3  # seeds that an interval is drawn from; of fewer, each is shown (t is 12.7 at two)
 LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
 )  # fmt: skip
@@ -178,8 +179,8 @@ def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> 
     """Draw accuracy per language, nearest to English on the left: means and 95 % intervals.
 
     rows: one to seven methods' accuracy rows, and those of "majority" for the reference line. A
-    single method's seeds are shown as well. Raises InputError for two rows of one method, language
-    and seed.
+    single method's seeds are shown as well; of fewer than FEWEST seeds, each is shown instead of an
+    interval. Raises InputError for two rows of one method, language and seed.
     """
     shown = _checked(rows[rows.method != "majority"], ["method", "language", "seed"], "value")
     looks = _looks(shown.method.unique())
@@ -192,8 +193,10 @@ def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> 
     figure.legend(*entries, ncols=3, loc="outside upper right", columnspacing=1)
     seeds = _seeds(by_seed(shown, ["method", "language"]))
     order = f"Languages from left to right by {kind} distance from English (URIEL)."
-    bars = f"{seeds}; bars: Student t interval (95 %) over seeds."
-    caption(figure, f"{about}{_left_out(rows)} {bars} {order}", rows)
+    bars = f"{seeds}; bars: Student t interval (95 %) over seeds"
+    if by_seed(shown, ["method", "language"]).n.min() < FEWEST:
+        bars += f", none for fewer than {FEWEST} seeds: a small dot each"
+    caption(figure, f"{about}{_left_out(rows)} {bars}. {order}", rows)
     return figure
 
 
@@ -206,14 +209,17 @@ def _profile(ax: Axes, rows: pd.DataFrame, codes: list[str], looks: dict) -> Non
     size, width = (2.8, 0.8) if len(codes) * len(looks) > 40 else (4, 1.2)
     for i, (method, (label, colour, marker)) in enumerate(looks.items()):
         part = rows[rows.method == method].dropna(subset="x")
+        table, beside = by_seed(part, ["x"]), 0.7 * ((i + 0.5) / len(looks) - 0.5)
+        few = part[part.x.isin(table.x[table.n < FEWEST])]
+        dots = {"ms": 3, "alpha": 0.6, "mec": "none"}
         if len(looks) == 1:
-            dots = {"ms": 3, "alpha": 0.6, "mec": "none", "label": "seed"}
-            ax.plot(part.x - 0.2, part.value, "o", color=SKY, **dots)
-        table = by_seed(part, ["x"])
-        x = table.x + 0.7 * ((i + 0.5) / len(looks) - 0.5)
-        error = [table["mean"] - table.low, table.high - table["mean"]]
+            ax.plot(part.x - 0.2, part.value, "o", color=SKY, label="seed", **dots)
+        else:
+            ax.plot(few.x + beside, few.value, "o", color=colour, **dots)
+        ends = (table["mean"] - table.low, table.high - table["mean"])
         bars = {"fmt": marker, "ms": size, "lw": width, "color": colour, "label": label}
-        ax.errorbar(x, table["mean"], error, **bars)
+        error = [end.where(table.n >= FEWEST) for end in ends]
+        ax.errorbar(table.x + beside, table["mean"], error, **bars)
     base = rows[rows.method == "majority"].groupby("x").value.mean().reindex(range(len(codes)))
     if base.notna().any():  # errorbar, not plot, to come last in the legend
         dotted = {"fmt": ":", "drawstyle": "steps-mid", "lw": 1, "label": "majority label"}
