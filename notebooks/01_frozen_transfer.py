@@ -43,6 +43,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+# %%
 from xlcore import artefacts, evaluation, figures, runs
 from xlcore.backbones import weights_sha256
 from xlcore.languages import distances
