@@ -113,7 +113,7 @@ def main(names: list[str]) -> None:
         f"`{backbone.name}`, {backbone.device}, {str(backbone.dtype).removeprefix('torch.')}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}. "
         "Ratios of times taken side by side in one run; below 1 the first way is faster. The "
-        "prompts share the texts, as those of one draw do; each further draw brings texts of its own.",
+        "prompts share the texts, as those of one draw do; each further draw brings its own.",
         "",
         "| what | ratio | time |",
         "|---|---|---|",
