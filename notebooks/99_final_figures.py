@@ -334,8 +334,13 @@ parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameteriza
 parts |= dict.fromkeys(["C6", "C10"], f"{benchmark}-zero_shot_nli")
 parts |= {"C7": "americasnli-zero_shot_nli"}
 shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
+
+# %%
+behind = verdicts[verdicts.run != ""].groupby("claim").run.agg(", ".join)
+behind = {claim: sorted({*text.split(", ")}) for claim, text in behind.items()}
 if run_dir:
-    calls = {name: runs.command(manifest) for name, (_, manifest) in finished.items()}
+    manifests = {name: manifest for name, (_, manifest) in finished.items()}
+    calls = {c: runs.command(*map(manifests.get, names)) for c, names in behind.items()}
     every = claims.CLAIMS | claims_ltp.CLAIMS
     page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls, every)
     (target / "claims.md").write_text(page, encoding="utf-8")

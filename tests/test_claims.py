@@ -80,6 +80,7 @@ def first(rows, claim):
 
 def test_columns_are_those_of_claims_csv():
     expected = "claim, backbone, data, languages, seeds, effect, low, high, test, p, verdict, run"
+    expected += ", what, shots, low2, high2, notes"
     assert list(judge(freezing(), BASE).columns) == expected.split(", ") == list(COLUMNS)
 
 
@@ -92,7 +93,7 @@ def test_no_rows_at_all_leave_every_claim_not_run():
 def test_a_missing_condition_is_not_run_and_named():
     found = first(together(made()), "C1")
     assert found.verdict == "not run"
-    assert "needs method joint_tuning in study frozen_transfer" in found.test
+    assert "needs method joint_tuning in study frozen_transfer" in found.notes
 
 
 def test_rows_of_studies_without_a_switch_need_no_column_for_it():
@@ -109,8 +110,7 @@ def test_runs_behind_a_line_are_named():
 
 def test_the_main_number_of_shots_comes_first():
     more = [made(shots=k, method=m) for k in (4, 32) for m in ("soft_prompt", "joint_tuning")]
-    tests = lines(pd.concat([freezing(), *more]), "C1").test
-    assert tests.str.extract(r"; K = (\d+);")[0].tolist() == ["8", "4", "32"]
+    assert lines(pd.concat([freezing(), *more]), "C1").shots.tolist() == [8, 4, 32]
 
 
 def test_other_metrics_do_not_count():
@@ -123,7 +123,7 @@ def test_random_weights_are_no_evidence():
     rows = together(made(backbone="tiny-bloom"), tuned)
     found = first(rows, "C1")
     assert found.verdict == "undecided"
-    assert "random weights are no evidence" in found.test
+    assert "random weights are no evidence" in found.notes
 
 
 def test_a_second_learning_rate_in_a_condition_is_refused():
@@ -181,7 +181,7 @@ def test_seeds_without_a_partner_are_left_out_and_counted():
     rows = pd.concat([made(seeds=range(1, 11)), made(method="joint_tuning"), majority()])
     found = first(rows, "C1")
     assert found.seeds == 6
-    assert "4 seeds without a partner left out" in found.test
+    assert "4 seeds without a partner left out" in found.notes
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
@@ -191,24 +191,21 @@ def test_few_seeds_are_called_too_few(seeds):
     )
     found = first(rows, "C1")
     assert found.verdict == "undecided"
-    assert "fewer than 5 seeds decide nothing" in found.test
+    assert "fewer than 5 seeds decide nothing" in found.notes
 
 
 # --- C2 -----------------------------------------------------------------------------------------
 
 
 def test_c2_has_a_line_for_each_distance():
-    tests = lines(freezing(), "C2").test
-    assert [
-        kind for kind in DISTANCES if tests.str.contains(f"with {kind} distance").any()
-    ] == list(DISTANCES)
-    assert len(tests) == 6
+    found = lines(freezing(), "C2").what
+    assert found.str.extract(r"with (\w+) distance$")[0].tolist() == list(DISTANCES)
 
 
 def test_c2_finds_an_effect_that_grows_with_syntactic_distance():
     found = first(freezing(slope=-40), "C2")
     assert found.verdict == "supported"
-    assert "syntactic" in found.test
+    assert "syntactic" in found.what
 
 
 def test_c2_needs_a_p_below_a_twentieth_after_correction(monkeypatch):
@@ -229,7 +226,7 @@ def test_c2_is_undecided_where_nothing_depends_on_distance():
 
 def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
     found = lines(freezing(), "C2")
-    genetic = found.test.str.contains("genetic")
+    genetic = found.what.str.contains("genetic")
     assert set(found.languages[~genetic]) == {len(CODES) - 1}
     assert set(found.languages[genetic]) == {len(CODES) - 2}  # Twi
 
@@ -244,7 +241,7 @@ def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
 )
 def test_c2_says_whose_share_is_held_constant(backbone, words):
     rows = pd.concat([made(backbone=backbone), made(backbone=backbone, method="joint_tuning")])
-    assert words in first(rows, "C2").test
+    assert words in first(rows, "C2").notes
 
 
 def test_a_language_that_the_list_lacks_ties_at_the_lowest_share():
@@ -262,12 +259,12 @@ def fertility(backbone="gemma-3-270m"):
 def test_c2_controls_for_the_fertility_of_this_tokenizer():
     rows = pd.concat([freezing(), fertility(), fertility("facebook/xglm-564M")])
     found = first(rows, "C2")
-    assert "a proxy) and fertility constant" in found.test
+    assert "a proxy) and fertility constant" in found.notes
 
 
 def test_c2_needs_no_fertility_of_another_tokenizer():
     rows = pd.concat([freezing(), fertility("facebook/xglm-564M")])
-    assert "a proxy) (no fertility) constant" in first(rows, "C2").test
+    assert "a proxy) (no fertility) constant" in first(rows, "C2").notes
 
 
 # --- C3 -----------------------------------------------------------------------------------------
@@ -292,13 +289,13 @@ def test_a_model_at_chance_is_not_called_flat():
     found = lines(together(frozen, tuned), "C3")
     assert found.effect[0] > 20
     assert found.verdict.tolist() == ["undecided", "contradicted"]
-    assert "flat means nothing" in found.test[0]
+    assert "flat means nothing" in found.notes[0]
 
 
 def test_c3_without_english_is_not_run():
     found = first(freezing()[lambda rows: rows.language != "eng"], "C3")
     assert found.verdict == "not run"
-    assert "language eng" in found.test
+    assert "language eng" in found.notes
 
 
 # --- C4 -----------------------------------------------------------------------------------------
@@ -316,7 +313,7 @@ def test_c4_is_the_trend_over_doublings(sign, verdict):
 
 
 def test_c4_names_the_best_length():
-    assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").test
+    assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").notes
 
 
 def test_one_length_is_not_run():
@@ -355,7 +352,7 @@ def test_c5_spread_is_that_of_the_true_effects():
 def test_one_model_family_leaves_that_half_undecided():
     found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
     assert found.verdict == "undecided"
-    assert "needs a second pretrained model of another family" in found.test
+    assert "needs a second pretrained model of another family" in found.notes
 
 
 def test_two_families_whose_effects_differ_are_told_apart():
@@ -369,7 +366,7 @@ def test_two_families_whose_effects_differ_are_told_apart():
 @pytest.mark.parametrize("second", ["gemma-3-1b", "tiny-bloom"])
 def test_the_same_family_or_random_weights_are_no_second_family(second):
     rows = together(reparameterized(shift=6), reparameterized(second, shift=-6))
-    assert "needs a second pretrained model" in lines(rows, "C5").iloc[-1].test
+    assert "needs a second pretrained model" in lines(rows, "C5").iloc[-1].notes
 
 
 def test_several_reparameterizations_are_corrected_together():
@@ -377,7 +374,7 @@ def test_several_reparameterizations_are_corrected_together():
     lstm = reparameterized(kind="lstm")
     both = lines(together(one, lstm[lstm.reparameterization == "lstm"]), "C5")
     alone = first(together(one), "C5")
-    mlp = both[both.test.str.contains("effect of mlp")].iloc[0]
+    mlp = both[both.what.str.contains("effect of mlp")].iloc[0]
     assert mlp.p == pytest.approx(2 * alone.p)
 
 
@@ -385,9 +382,26 @@ def test_several_reparameterizations_are_corrected_together():
 
 
 @pytest.fixture(scope="module")
-def text():
-    table = judge(freezing(shift=-4), BASE)
-    return page(table, {"C1": "profile.svg"}, "make reproduce PROFILE=full")
+def judged():
+    return judge(freezing(shift=-4), BASE)
+
+
+@pytest.fixture(scope="module")
+def text(judged):
+    return page(judged, {"C1": "profile.svg"}, "make all", {"C1": "make one"})
+
+
+def part(text, claim):
+    """What the page says of one claim, block by block."""
+    return text.split(f"## {claim}: ")[1].split("\n\n## ")[0].strip().split("\n\n")
+
+
+def cells(text, claim):
+    """The page's table of one claim."""
+    rows = [row.strip("|").split("|") for row in part(text, claim)[-1].splitlines()]
+    head, rule, *body = [[cell.strip() for cell in row] for row in rows]
+    assert set(rule) == {"---"} and {len(row) for row in body} == {len(head)}
+    return pd.DataFrame(body, columns=head)
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C5"])
@@ -395,30 +409,55 @@ def test_each_claim_has_its_section(text, claim):
     assert f"\n## {claim}: " in text
 
 
-def test_the_finding_is_a_sentence_with_unit_interval_and_verdict(text):
+def test_a_claim_reads_from_the_finding_to_the_details(text, judged):
     """The numbers are those of the table, rounded."""
-    one = first(freezing(shift=-4), "C1")
-    assert (
-        "**Ours.** gemma-3-270m, sib200, K = 8: the effect of freezing on the mean of the other"
+    one = judged.iloc[0]
+    held = "backbone gemma-3-270m, data sib200, K 8, languages 22, seeds 6"
+    assert part(text, "C1")[:-1] == [
+        "Freezing the model transfers better than tuning it with the prompt",
+        "**Ours.** gemma-3-270m on sib200, K = 8: the effect of freezing on the mean of the other"
         f" languages is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f};"
-        f" 22 languages, 6 seeds; p = {one.p:.2g}): **supported**."
-    ) in text
+        " 22 languages, 6 seeds).",
+        "**Verdict.** gemma-3-270m: supported.",
+        "Figure: [profile.svg](profile.svg)",
+        "Command: `make one`",
+        f"**Details.** {held}; t over seeds.",
+    ]
 
 
-def test_figure_and_command_are_named(text):
-    assert "[profile.svg](profile.svg)" in text
-    assert text.count("Command: `make reproduce PROFILE=full`") == 5
+def test_the_details_have_every_number_of_every_line(text, judged):
+    table, shown = judged[judged.claim == "C2"], cells(text, "C2")
+    assert shown.effect.tolist() == [f"{x:+.2f}" for x in table.effect]
+    ends = [f"{a:+.2f} to {b:+.2f}" for a, b in zip(table.low2, table.high2, strict=True)]
+    assert shown["second interval"].tolist() == ends
+    assert shown.p.tolist() == [f"{x:.2g}" if x == x else "" for x in table.p]
+    assert shown.verdict.tolist() == table.verdict.tolist()
 
 
-def test_a_run_made_by_another_command_names_it():
-    table = judge(freezing(shift=-4), BASE)
-    assert set(table[table.claim == "C1"].run) == {"run-a, run-b"}
-    shown = page(table, {}, "make all", {"run-b": "make b"}).split("## C2")[0]
-    assert shown.endswith("Command: `make all`; `make b`\n\n")
+def test_no_test_or_note_is_lost_and_none_is_repeated(text, judged):
+    table, shown = judged[judged.claim == "C2"], cells(text, "C2")
+    for line, notes in zip(table.itertuples(), shown.notes, strict=True):
+        for note in [line.test, *line.notes.split("; ")]:
+            assert (note in notes) != (note in part(text, "C2")[-2])
+    assert table.test.iloc[0] in part(text, "C2")[-2]
+
+
+def test_what_tells_lines_apart_is_a_column():
+    more = [made(shots=32, method=m) for m in ("soft_prompt", "joint_tuning")]
+    table = judge(pd.concat([freezing(), *more]), BASE)
+    shown = page(table, {}, "make all")
+    assert cells(shown, "C1").K.tolist() == ["8", "32"]
+    assert "K 8" not in shown and "seeds 6" in part(shown, "C1")[-2]
+
+
+def test_a_claim_without_a_command_of_its_own_needs_all_runs(text):
+    assert text.count("Command: `make all`") == 4
 
 
 def test_a_claim_not_run_says_what_it_needs(text):
-    assert "**not run**; judging it needs the base condition in study prompt_length." in text
+    wanted = "**Ours.** Not run: judging it needs the base condition in study prompt_length."
+    assert part(text, "C4")[1] == wanted
+    assert not any("Details" in block for block in part(text, "C4"))
 
 
 @pytest.mark.parametrize("codes", [["eng", "twi"], ["eng", "deu", "twi"], CODES])

@@ -4,7 +4,7 @@ Last in the flow, beside the figures: rows -> statistics -> claims.csv and claim
 SPT sections 4 and 5; a claim without its rows is "not run", and a null result is a result.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from xlcore.statistics import NAN, Effect
 
 COLUMNS = (
     "claim", "backbone", "data", "languages", "seeds", "effect", "low", "high", "test", "p",
-    "verdict", "run",
+    "verdict", "run", "what", "shots", "low2", "high2", "notes",
 )  # fmt: skip
 CLAIMS = {  # what SPT says, and the study whose rows judge it
     "C1": ("Freezing the model transfers better than tuning it with the prompt", "frozen_transfer"),
@@ -36,6 +36,12 @@ BASE = dict(  # what SPT does, from which one switch at a time is changed; shots
     reparameterization="none", hidden=None, selection="best_dev",
 )  # fmt: skip
 FAMILIES = "difference between model families"
+HEADER = (
+    "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and the"
+    " second one (languages resampled too; C2: over seeds) lie on one side of 0, from at least"
+    f" {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open, which is a result, too. The"
+    " first line of a model and data set is its main one."
+)
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
 
@@ -63,22 +69,24 @@ class Case:
             raise Missing(", ".join(wanted))
         return found
 
-    def line(self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame) -> dict:
-        """Return a line of the table; random weights decide nothing."""
-        behind = pd.concat([self.rows[:0], *rows])
-        if found.low2 == found.low2:
-            test += f"; second interval {_span(found.low2, found.high2)}"
+    def line(
+        self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame,
+        notes: Iterable[str] = (),
+    ) -> dict:  # fmt: skip
+        """Return a line of the table; random weights decide nothing. No note holds a semicolon."""
+        behind, notes = pd.concat([self.rows[:0], *rows]), [*notes]
         if left := behind.seed.nunique() - found.seeds:
-            test += f"; {left} seeds without a partner left out"
+            notes.append(f"{left} seeds without a partner left out")
         if 0 < found.seeds < st.MIN_SEEDS:
-            test += f"; fewer than {st.MIN_SEEDS} seeds decide nothing"
+            notes.append(f"fewer than {st.MIN_SEEDS} seeds decide nothing")
         if "tiny-" in self.backbone and verdict != "not run":
-            test, verdict = f"{test}; random weights are no evidence", "undecided"
+            notes.append("random weights are no evidence")
+            verdict = "undecided"
         return dict(
             claim=self.claim, backbone=self.backbone, data=self.data, languages=found.languages,
-            seeds=found.seeds, effect=found.value, low=found.low, high=found.high,
-            test=f"{what}; K = {self.base['shots']}; {test}", p=found.p, verdict=verdict,
-            run=", ".join(sorted(behind.run.unique())),
+            seeds=found.seeds, effect=found.value, low=found.low, high=found.high, test=test,
+            p=found.p, verdict=verdict, run=", ".join(sorted(behind.run.unique())), what=what,
+            shots=self.base["shots"], low2=found.low2, high2=found.high2, notes="; ".join(notes),
         )  # fmt: skip
 
 
@@ -96,6 +104,10 @@ def _number(value: float) -> str:
 
 def _span(low: float, high: float) -> str:
     return _number(low) if pd.isna(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _around(low: float, high: float) -> str:
+    return f" ({_span(low, high)})"
 
 
 def _others(rows: pd.DataFrame) -> pd.DataFrame:
@@ -133,14 +145,16 @@ def _c2(case: Case) -> Iterator[dict]:
     for kind, a in table.iterrows():
         seeds = effects.shape[1]
         rho = Effect(a.rho, a.low, a.high, a.p, a.seeds_low, a.seeds_high, int(a.n), seeds)
-        test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}; Pearson"
-        test += f" {_number(a.r)}; with {held} constant {_number(a.partial)}"
-        test += f" ({_span(a.partial_low, a.partial_high)})"
+        test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}"
+        notes = [f"Pearson {_number(a.r)}"]
+        notes += [
+            f"with {held} constant {_number(a.partial)}{_around(a.partial_low, a.partial_high)}"
+        ]
         if kind in observed:
-            test += f"; at least half the features observed in {observed[kind]} languages"
+            notes += [f"at least half the features observed in {observed[kind]} languages"]
         verdict = rho.verdict(1) if a.p < 0.05 else "undecided"
         what = f"rank correlation of the effect of freezing with {kind} distance"
-        yield case.line(what, rho, test, verdict, *rows)
+        yield case.line(what, rho, test, verdict, *rows, notes=notes)
 
 
 def _controls(case: Case, codes: pd.Index) -> tuple[pd.DataFrame, str]:
@@ -166,14 +180,14 @@ def _c3(case: Case) -> Iterator[dict]:
     tables = [st.grid(part)[seeds] for part in rows]
     slope, gap = st.flatness(*tables, distances().syntactic, case.chance)
     above = [st.effect(table.drop(index="eng") - case.chance) for table in tables]
-    test = f"t over seeds; mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
-    floor = (
-        "" if above[0].low > 0 else "; frozen is not clearly above chance, where flat means nothing"
-    )
+    level = f"mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
+    floor = "frozen is not clearly above chance, where flat means nothing"
+    at_floor = [] if above[0].low > 0 else [floor]
     what = "effect of freezing on the slope from nearest to farthest language, in points"
-    yield case.line(what, slope, test + floor, "undecided" if floor else slope.verdict(1), *rows)
+    verdict = "undecided" if at_floor else slope.verdict(1)
+    yield case.line(what, slope, "t over seeds", verdict, *rows, notes=[level, *at_floor])
     what = "effect of freezing on the lag behind English, in percent of English's gain over chance"
-    yield case.line(what, gap, test, gap.verdict(-1), *rows)
+    yield case.line(what, gap, "t over seeds", gap.verdict(-1), *rows, notes=[level])
 
 
 def _c4(case: Case) -> Iterator[dict]:
@@ -184,10 +198,10 @@ def _c4(case: Case) -> Iterator[dict]:
     tables = {n: st.grid(_others(rows[rows.length == n])) for n in lengths}
     found = st.effect(st.length_slopes(tables))
     means = {n: table.mean(axis=None) for n, table in tables.items()}
-    test = f"t over seeds; best length {max(means, key=means.get)} of "
-    test += ", ".join(f"{n} ({mean:.1f} %)" for n, mean in means.items())
+    best = f"best length {max(means, key=means.get)} of "
+    best += ", ".join(f"{n} ({mean:.1f} %)" for n, mean in means.items())
     what = "change of the other languages' mean accuracy per doubling of the length, in points"
-    yield case.line(what, found, test, found.verdict(-1), rows)
+    yield case.line(what, found, "t over seeds", found.verdict(-1), rows, notes=[best])
 
 
 def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
@@ -208,16 +222,17 @@ def _c5(case: Case) -> Iterator[dict]:
     variants = _variants(case)
     tests = {name: st.heterogeneity(table) for name, (table, _) in variants.items()}
     adjusted = st.holm([found.p for found, *_ in tests.values()])
-    for p, (name, (found, test, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
+    for p, (name, (found, ratio, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
         table, rows = variants[name]
         verdict = "supported" if p < 0.05 and helped and hurt else "undecided"
         verdict = "contradicted" if found.languages in (helped, hurt) else verdict
         verdict = verdict if found.seeds >= st.MIN_SEEDS else "undecided"
         mean = st.effect(table)
-        test += f", Holm over {len(tests)}; {helped} languages helped, {hurt} hurt (t tests, Holm)"
-        test += f"; mean effect {_number(mean.value)} ({_span(mean.low, mean.high)})"
+        notes = [ratio, f"{helped} languages helped, {hurt} hurt (t tests, Holm)"]
+        notes += [f"mean effect {_number(mean.value)}{_around(mean.low, mean.high)}"]
         what = f"spread over languages of the effect of {name}, in points"
-        yield case.line(what, found._replace(p=p), test, verdict, *rows)
+        test = f"jackknife over seeds, Holm over {len(tests)}"
+        yield case.line(what, found._replace(p=p), test, verdict, *rows, notes=notes)
 
 
 def _families(cases: list[Case]) -> Iterator[dict]:
@@ -235,12 +250,12 @@ def _families(cases: list[Case]) -> Iterator[dict]:
         sure = p < 0.05 and effect.verdict(1) != "undecided"  # a difference of either sign
         case, verdict = replace(cases[0], backbone=pair), "supported" if sure else "undecided"
         what = f"{FAMILIES} in the mean effect of {name}, in points"
-        test = f"t over seeds, Holm over {len(found)}, common languages and seeds"
-        yield case.line(what, effect._replace(p=p), test, verdict, *rows)
+        test, common = f"t over seeds, Holm over {len(found)}", ["common languages and seeds"]
+        yield case.line(what, effect._replace(p=p), test, verdict, *rows, notes=common)
     if not found:
         need = "needs a second pretrained model of another family"
         for case in cases:
-            yield case.line(FAMILIES, NOTHING, need, "undecided")
+            yield case.line(FAMILIES, NOTHING, "", "undecided", notes=[need])
 
 
 def _family(case: Case) -> str:
@@ -257,8 +272,9 @@ def judge(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
     rows: tidy, of any number of runs (column `run`), with those of `Study.references`. base: the
     base condition, `method`, `shots` and the other switches by column name, None where one does
     not apply; not what each method has of its own, such as its learning rate or epochs.
-    Returns COLUMNS. A claim without its rows is "not run", and `test` says what it needs. Raises
-    InputError for an unknown switch and for rows that cannot be paired.
+    Returns COLUMNS: effect, low, high in the unit that `what` names, low2 and high2 as of `Effect`.
+    A claim without its rows is "not run", and `notes` says what it needs. Raises InputError for an
+    unknown switch and for rows that cannot be paired.
     """
     lines, reparameterized = [], {}
     for case in cases(rows, base):
@@ -266,7 +282,7 @@ def judge(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
             lines += list(JUDGES[case.claim](case))
         except Missing as lack:
             need = f"needs {lack} in study {CLAIMS[case.claim][1]}"
-            lines.append(case.line("judging it", NOTHING, need, "not run"))
+            lines.append(case.line("judging it", NOTHING, "", "not run", notes=[need]))
         else:
             if case.claim == "C5":
                 reparameterized.setdefault((case.data, case.base["shots"]), []).append(case)
@@ -319,53 +335,76 @@ def page(
     commands: Mapping[str, str] = MappingProxyType({}),
     claims: Mapping[str, tuple] = MappingProxyType(CLAIMS),
 ) -> str:  # fmt: skip
-    """Return the text of claims.md: each claim, our finding, verdict, figure and command.
+    """Return the text of claims.md: each claim, our finding, verdict, figure, command and details.
 
     table: from `judge`; figures: by claim, a path from the page; command: what makes all rows;
-    commands: by run, where its rows were made by another; claims: those on the page.
+    commands: by claim, what makes its rows alone; claims: those on the page.
     """
-    out = [
-        "# The claims, judged",
-        "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and"
-        " the second one (languages resampled too; C2: over seeds) lie on one side of 0, from at"
-        f" least {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open, which is a"
-        " result, too. The first line of a model and data set is its main one.",
-    ]
+    out = ["# The claims, judged", HEADER]
     for claim, (sentence, _) in claims.items():
         lines = table[table.claim == claim]
-        heads = [": ".join(filter(None, pair)) for pair in _heads(lines)]
-        out += [f"## {claim}: {sentence}", f"**Verdict.** {'; '.join(heads)}."]
-        found = [_sentence(line) for line in lines.itertuples()]
-        out += [f"**Ours.** {found[0]}"]
-        out += ["\n".join(f"- {one}" for one in found[1:])] if found[1:] else []
+        mains = list(_mains(lines))
+        found = [_sentence(a) for _, a in mains if a.seeds] or [_needs(lines)]
+        heads = [": ".join(filter(None, [whose, a.verdict])) for whose, a in mains]
+        out += [f"## {claim}: {sentence}"]
+        out += [f"**Ours.** {one}" for one in found]
+        out += [f"**Verdict.** {'; '.join(heads)}."]
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
-        behind = [run for cell in lines.run for run in cell.split(", ") if run]
-        calls = dict.fromkeys(commands.get(run, command) for run in behind) or [command]
-        out += ["Command: " + "; ".join(f"`{call}`" for call in calls)]
+        out += [f"Command: `{commands.get(claim, command)}`"]
+        out += _details(lines) if lines.seeds.any() else []
     return "\n\n".join(out) + "\n"
 
 
-def _heads(lines: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Each main line's model, with what tells it from the other main lines, and its verdict."""
+def _mains(lines: pd.DataFrame) -> Iterator[tuple[str, tuple]]:
+    """Each main line, after its model and what tells it from the other main lines."""
     several = lines.data[lines.data != ""].nunique() > 1
     halves = {FAMILIES: "by family", "in-language": "in-language"}  # C5 and C7 claim two things
-    half = lines.test.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
+    half = lines.what.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
     for a in lines.assign(half=half).drop_duplicates(["backbone", "data", "half"]).itertuples():
         model = f"{a.backbone} on {a.data}" if several and a.data else a.backbone
-        yield ", ".join(filter(None, [model, a.half])), a.verdict
+        yield ", ".join(filter(None, [model, a.half])), a
 
 
 def _sentence(line: tuple) -> str:
-    what, shots, test = line.test.split("; ", 2)
-    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
-    if line.seeds == 0:
-        return f"{of}: **{line.verdict}**; {what} {test}."
-    noun, _, unit = what.partition(", in")
+    noun, _, unit = line.what.partition(", in ")
+    size = _number(line.effect) + f" {unit}" * bool(unit and pd.notna(line.effect))
     span = f"95 % {_span(line.low, line.high)}; {line.languages} languages, {line.seeds} seeds"
-    span += "" if pd.isna(line.p) else f"; p = {line.p:.2g}"
-    size = _number(line.effect) + ("" if pd.isna(line.effect) else unit)
-    finding = f"the {noun} is {size} ({span}): **{line.verdict}**"
-    return f"{of}: {finding}. {test}."
+    return f"{line.backbone} on {line.data}, K = {line.shots}: the {noun} is {size} ({span})."
+
+
+def _needs(lines: pd.DataFrame) -> str:
+    return "Not run: " + "; ".join(dict.fromkeys(lines.what + " " + lines.notes)) + "."
+
+
+def _details(lines: pd.DataFrame) -> list[str]:
+    """What all lines that were run have in common, then a table of all lines with the rest."""
+    seen = lines.seeds > 0
+    about = lines[["backbone", "data"]].assign(K=lines.shots.astype(str))
+    about = about.assign(languages=lines.languages.astype(str), seeds=lines.seeds.astype(str))
+    same = about.columns[about[seen].nunique() == 1]
+    notes = (lines.test + "; " + lines.notes).str.strip("; ").str.split("; ")
+    common = set.intersection(*map(set, notes[seen]))
+    rest = pd.DataFrame({
+        "what": lines.what, **about.drop(columns=same).where(seen, ""),
+        "effect": lines.effect.map(_number).where(seen, ""),
+        "95 %": _spans(lines.low, lines.high).where(seen, ""),
+        "second interval": _spans(lines.low2, lines.high2).where(lines.low2.notna(), ""),
+        "p": lines.p.map("{:.2g}".format).where(lines.p.notna(), ""), "verdict": lines.verdict,
+        "notes": notes.map(lambda n: "; ".join(one for one in n if one not in common)),
+    })  # fmt: skip
+    rest = rest.loc[:, (rest != "").any()]
+    rows = [rest.columns, ["---"] * rest.shape[1], *rest.to_numpy()]
+    held = [f"{name} {value}" for name, value in about.loc[seen, same].iloc[0].items()]
+    told = [", ".join(held), *(one for one in notes[seen].iloc[0] if one in common)]
+    head = "Every line that was run: " if len(lines) > 1 else ""
+    return [
+        f"**Details.** {head}{'; '.join(told)}.",
+        "\n".join(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+
+
+def _spans(low: pd.Series, high: pd.Series) -> pd.Series:
+    return pd.Series(map(_span, low, high), low.index, dtype=object)
 
 
 def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
