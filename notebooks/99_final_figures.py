@@ -289,7 +289,7 @@ for (backbone, k), part in grid.groupby(["backbone", "shots"]):
 # ## 10. The claims
 #
 # Each claim of the papers with its effect, interval and verdict. *Undecided* is a result: the runs
-# leave both signs open.
+# leave both signs open. *Not run* and *not defined* say that there is nothing to decide.
 
 # %%
 verdicts = pd.concat([claims.judge(rows, base), claims_ltp.judge(nli)], ignore_index=True)

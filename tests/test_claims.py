@@ -1,5 +1,6 @@
 """Claims, page and ledger on simulated rows whose truth is known."""
 
+import re
 import zlib
 
 import numpy as np
@@ -184,14 +185,15 @@ def test_seeds_without_a_partner_are_left_out_and_counted():
     assert "4 seeds without a partner left out" in found.notes
 
 
-@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
-def test_few_seeds_are_called_too_few(seeds):
+@pytest.mark.parametrize(("seeds", "verdict"), [([1], "not defined"), ([1, 2, 3], "undecided")])
+def test_few_seeds_are_called_too_few(seeds, verdict):
     rows = pd.concat(
         [made(seeds=seeds), made(seeds=seeds, method="joint_tuning", shift=-20), majority()]
     )
     found = first(rows, "C1")
-    assert found.verdict == "undecided"
+    assert found.verdict == verdict
     assert "fewer than 5 seeds decide nothing" in found.notes
+    assert ("one seed has no interval" in found.notes) == (len(seeds) == 1)
 
 
 # --- C2 -----------------------------------------------------------------------------------------
@@ -213,7 +215,8 @@ def test_c2_needs_a_p_below_a_twentieth_after_correction(monkeypatch):
     monkeypatch.setattr(
         statistics, "distance_correlations", lambda *given: measured(*given).assign(p=0.06)
     )
-    assert set(lines(freezing(slope=-40), "C2").verdict) == {"undecided"}
+    found = lines(freezing(slope=-40), "C2")
+    assert set(found.verdict[found.low.notna()]) == {"undecided"}
 
 
 def test_c2_finds_the_opposite_too():
@@ -221,7 +224,23 @@ def test_c2_finds_the_opposite_too():
 
 
 def test_c2_is_undecided_where_nothing_depends_on_distance():
-    assert set(lines(freezing(shift=-5), "C2").verdict) == {"undecided"}
+    found = lines(freezing(shift=-5), "C2")
+    assert set(found.verdict[found.low.notna()]) == {"undecided"}
+
+
+def test_a_correlation_without_an_interval_is_not_defined_and_says_why():
+    """Outside the largest family every language is equally far from English genetically."""
+    found = lines(freezing(), "C2").iloc[list(DISTANCES).index("genetic")]
+    assert np.isfinite(found.effect) and np.isnan(found.low)
+    assert found.verdict == "not defined"
+    assert "of the draws have no correlation" in found.notes
+
+
+def test_few_families_are_called_too_few():
+    few = dict(codes=["eng", "deu", "fra", "swh", "zul", "jpn", "tur"])
+    found = lines(together(made(**few), made(method="joint_tuning", **few)), "C2")
+    assert set(found.verdict) == {"not defined"}
+    assert found.notes.str.contains("fewer than 8 families give no interval").all()
 
 
 def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
@@ -349,9 +368,9 @@ def test_c5_spread_is_that_of_the_true_effects():
     assert found.low <= (80 * FAR[CODES[1:]]).std() <= found.high
 
 
-def test_one_model_family_leaves_that_half_undecided():
+def test_one_model_family_leaves_that_half_not_run():
     found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
-    assert found.verdict == "undecided"
+    assert found.verdict == "not run"
     assert "needs a second pretrained model of another family" in found.notes
 
 
@@ -471,14 +490,24 @@ def test_the_smallest_study_is_undecided_and_reads_well(codes, seeds, constant):
         made("reparameterization", reparameterization="mlp", hidden=50, **small),
     )  # fmt: skip
     table = judge(rows.assign(value=25.0) if constant else rows, BASE)
-    assert set(table.verdict) == {"undecided"}
+    measured = table.seeds > 0
+    assert set(table.verdict[measured & table.low.notna()]) <= {"undecided"}
+    assert set(table.verdict[measured & table.low.isna()]) <= {"not defined"}
+    assert set(table.verdict[~measured]) <= {"not run"}
     assert "nan" not in page(table, {}, "make")
+
+
+def test_the_page_says_what_each_verdict_means(text, judged):
+    told = set(re.findall(r"\*\*([a-z ]+)\*\*", text.split("## C1")[0]))
+    assert set(judged.verdict) <= told == {
+        "supported", "contradicted", "undecided", "not defined", "not run",
+    }  # fmt: skip
 
 
 def test_c5_shows_the_verdicts_of_both_its_halves():
     table = judge(together(reparameterized(shift=-30, slope=80)), BASE)
     shown = page(table, {}, "make").split("## C5")[1]
-    assert "**Verdict.** gemma-3-270m: supported; gemma-3-270m, by family: undecided." in shown
+    assert "**Verdict.** gemma-3-270m: supported; gemma-3-270m, by family: not run." in shown
 
 
 # --- the ledger ---------------------------------------------------------------------------------

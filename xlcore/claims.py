@@ -36,12 +36,19 @@ BASE = dict(  # what SPT does, from which one switch at a time is changed; shots
     reparameterization="none", hidden=None, selection="best_dev",
 )  # fmt: skip
 FAMILIES = "difference between model families"
-HEADER = (
-    "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and the"
-    " second one (languages resampled too; C2: over seeds) lie on one side of 0, from at least"
-    f" {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open, which is a result, too. The"
-    " first line of a model and data set is its main one."
-)
+HEADER = f"""\
+The verdict on a claim is that on the first line of its model and data set:
+
+- **supported** or **contradicted**: the 95 % interval over seeds (C2: over language families) and
+  the second interval (languages resampled too; C2: over seeds) lie on the claim's side of 0, or
+  both on the other, from at least {st.MIN_SEEDS} seeds. Where lines are tested together, p after
+  Holm's correction is below 0.05, too. C5 is supported if languages differ in the effect (p below
+  0.05) and tests of their own show some helped and some hurt, contradicted if all are helped or all
+  are hurt.
+- **undecided**: the data leave both signs open, or come from fewer than {st.MIN_SEEDS} seeds or
+  from random weights. That is a result, too.
+- **not defined**: there is an effect, but no interval, as from one seed or too few families.
+- **not run**: the rows that the line needs are not there."""
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
 
@@ -73,7 +80,10 @@ class Case:
         self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame,
         notes: Iterable[str] = (),
     ) -> dict:  # fmt: skip
-        """Return a line of the table; random weights decide nothing. No note holds a semicolon."""
+        """Return a line of the table. No note holds a semicolon.
+
+        Random weights decide nothing, and without an interval there is nothing to decide.
+        """
         behind, notes = pd.concat([self.rows[:0], *rows]), [*notes]
         if left := behind.seed.nunique() - found.seeds:
             notes.append(f"{left} seeds without a partner left out")
@@ -82,6 +92,9 @@ class Case:
         if "tiny-" in self.backbone and verdict != "not run":
             notes.append("random weights are no evidence")
             verdict = "undecided"
+        if verdict != "not run" and pd.isna(found.low):
+            verdict = "not defined"
+            notes += ["one seed has no interval"] * (found.seeds == 1)
         return dict(
             claim=self.claim, backbone=self.backbone, data=self.data, languages=found.languages,
             seeds=found.seeds, effect=found.value, low=found.low, high=found.high, test=test,
@@ -150,11 +163,21 @@ def _c2(case: Case) -> Iterator[dict]:
         notes += [
             f"with {held} constant {_number(a.partial)}{_around(a.partial_low, a.partial_high)}"
         ]
+        if pd.isna(a.low):
+            notes += [_no_interval(a)]
         if kind in observed:
             notes += [f"at least half the features observed in {observed[kind]} languages"]
         verdict = rho.verdict(1) if a.p < 0.05 else "undecided"
         what = f"rank correlation of the effect of freezing with {kind} distance"
         yield case.line(what, rho, test, verdict, *rows, notes=notes)
+
+
+def _no_interval(a: pd.Series) -> str:
+    if a.n < 3:
+        return "fewer than three languages"
+    if a.families < st.MIN_FAMILIES:
+        return f"fewer than {st.MIN_FAMILIES} families give no interval"
+    return f"{100 * a.undefined:.0f} % of the draws have no correlation, so there is no interval"
 
 
 def _controls(case: Case, codes: pd.Index) -> tuple[pd.DataFrame, str]:
@@ -255,7 +278,7 @@ def _families(cases: list[Case]) -> Iterator[dict]:
     if not found:
         need = "needs a second pretrained model of another family"
         for case in cases:
-            yield case.line(FAMILIES, NOTHING, "", "undecided", notes=[need])
+            yield case.line(FAMILIES, NOTHING, "", "not run", notes=[need])
 
 
 def _family(case: Case) -> str:

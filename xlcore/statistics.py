@@ -17,7 +17,7 @@ DRAWS = 10_000  # of a bootstrap, seeded: the same rows give the same interval
 MIN_SEEDS = 5  # fewer never decide a claim
 MIN_FAMILIES = 8  # a bootstrap of fewer clusters is too sure of itself
 CORRELATED = (
-    "n", "families", "rho", "low", "high", "raw_p", "p", "seeds_low", "seeds_high",
+    "n", "families", "rho", "low", "high", "undefined", "raw_p", "p", "seeds_low", "seeds_high",
     "r", "r_low", "r_high", "partial", "partial_low", "partial_high",
 )  # fmt: skip
 NAN = float("nan")
@@ -198,9 +198,9 @@ def distance_correlations(
     t interval over seeds (seeds_low, seeds_high); r (Pearson); partial, which is rho with the ranks
     of the columns of `controls` held constant. low, high, raw_p and the others' _low, _high are
     from a bootstrap of whole families, whose languages are not independent (Galton's problem). They
-    are NaN below MIN_FAMILIES, and where over 5 % of the draws have no spread, as when a distance
-    differs in one family only; all but n and families are NaN below three languages. Raises
-    InputError for a language without a control.
+    are NaN below MIN_FAMILIES, and where over 5 % of the draws have no spread (`undefined` is their
+    share), as when a distance differs in one family only; all but n and families are NaN below
+    three languages. Raises InputError for a language without a control.
     """
     if lack := set(effects.index) - set(controls.dropna().index):
         raise InputError(f"no value to control for: {', '.join(sorted(lack))}")
@@ -228,6 +228,7 @@ def _correlated(x: np.ndarray, y: np.ndarray, codes: np.ndarray, controls: pd.Da
         before = "" if name == "rho" else f"{name}_"
         out |= {f"{before}low": low, f"{before}high": high}
         if name == "rho":
+            out["undefined"] = np.isnan(drawn).mean()
             drawn = drawn[~np.isnan(drawn)]
             p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
             out["raw_p"] = min(1.0, p) if low == low else NAN
