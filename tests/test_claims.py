@@ -12,6 +12,7 @@ from xlcore import claims, statistics
 from xlcore.claims import COLUMNS, judge, ledger, page
 from xlcore.errors import InputError
 from xlcore.languages import DISTANCES, distances, resolve
+from xlcore.prompts import REPARAMETERIZATIONS
 
 # Of 14 families; Twi has no genetic distance.
 CODES = [
@@ -368,6 +369,41 @@ def test_c5_spread_is_that_of_the_true_effects():
     assert found.low <= (80 * FAR[CODES[1:]]).std() <= found.high
 
 
+def several(*kinds, **given):
+    parts = [reparameterized(kind=kind, **given) for kind in kinds]
+    return pd.concat([parts[0], *(p[p.reparameterization != "none"] for p in parts[1:])])
+
+
+def test_spts_own_network_is_the_main_line():
+    found = lines(together(several("lstm", "mlp", "residual_mlp")), "C5")
+    named = found.what[:-1].str.extract(r"effect of (\w+) \(")[0]
+    assert named.tolist() == ["mlp", "residual_mlp", "lstm"]
+
+
+def test_every_network_has_its_place():
+    assert ("none", *claims.NETWORKS) == REPARAMETERIZATIONS
+
+
+def test_the_mean_effect_at_the_last_epoch_stands_beside_the_best_one():
+    best, last = several("mlp", shift=4), several("mlp", shift=-7).assign(selection="last")
+    rows = together(best, last)
+    keys = rows[(rows.language != "eng") & (rows.selection == "last")]
+    means = keys.pivot_table(index="seed", columns="reparameterization", values="value")
+    test = stats.ttest_rel(means.mlp, means.none)
+    ends = test.confidence_interval()
+    told = f"at the last epoch {(means.mlp - means.none).mean():+.2f}"
+    told += f" ({ends.low:+.2f} to {ends.high:+.2f})"
+    assert first(rows, "C5").notes.endswith(told)
+    assert first(rows, "C5").effect == first(together(best), "C5").effect
+
+
+@pytest.mark.parametrize("kept", [["none"], ["mlp"]])
+def test_a_last_epoch_without_its_partner_is_not_reported(kept):
+    last = several("mlp").assign(selection="last")
+    rows = together(several("mlp"), last[last.reparameterization.isin(kept)])
+    assert "last epoch" not in first(rows, "C5").notes
+
+
 def test_one_model_family_leaves_that_half_not_run():
     found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
     assert found.verdict == "not run"
@@ -389,8 +425,7 @@ def test_the_same_family_or_random_weights_are_no_second_family(second):
 
 
 def test_several_reparameterizations_are_corrected_together():
-    one = reparameterized(shift=-3, slope=8)
-    lstm = reparameterized(kind="lstm")
+    one, lstm = several("mlp", shift=-3, slope=8), several("lstm")
     both = lines(together(one, lstm[lstm.reparameterization == "lstm"]), "C5")
     alone = first(together(one), "C5")
     mlp = both[both.what.str.contains("effect of mlp")].iloc[0]

@@ -35,6 +35,7 @@ BASE = dict(  # what SPT does, from which one switch at a time is changed; shots
     method="soft_prompt", init="uniform", position="suffix", loss="vocabulary",
     reparameterization="none", hidden=None, selection="best_dev",
 )  # fmt: skip
+NETWORKS = ("mlp", "residual_mlp", "lstm")  # SPT's own first
 FAMILIES = "difference between model families"
 HEADER = f"""\
 The verdict on a claim is that on the first line of its model and data set:
@@ -119,8 +120,8 @@ def _span(low: float, high: float) -> str:
     return _number(low) if pd.isna(low) else f"{_number(low)} to {_number(high)}"
 
 
-def _around(low: float, high: float) -> str:
-    return f" ({_span(low, high)})"
+def _estimate(value: float, low: float, high: float) -> str:
+    return f"{_number(value)} ({_span(low, high)})"
 
 
 def _others(rows: pd.DataFrame) -> pd.DataFrame:
@@ -159,10 +160,8 @@ def _c2(case: Case) -> Iterator[dict]:
         seeds = effects.shape[1]
         rho = Effect(a.rho, a.low, a.high, a.p, a.seeds_low, a.seeds_high, int(a.n), seeds)
         test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}"
-        notes = [f"Pearson {_number(a.r)}"]
-        notes += [
-            f"with {held} constant {_number(a.partial)}{_around(a.partial_low, a.partial_high)}"
-        ]
+        partial = _estimate(a.partial, a.partial_low, a.partial_high)
+        notes = [f"Pearson {_number(a.r)}", f"with {held} constant {partial}"]
         if pd.isna(a.low):
             notes += [_no_interval(a)]
         if kind in observed:
@@ -227,24 +226,39 @@ def _c4(case: Case) -> Iterator[dict]:
     yield case.line(what, found, "t over seeds", found.verdict(-1), rows, notes=[best])
 
 
-def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
-    """By reparameterization the differences from none, and the rows behind them."""
-    none = case.pick(reparameterization="none", hidden=None)
-    rows = case.pick(reparameterization=None, hidden=None)
-    rows = rows[rows.reparameterization.notna() & (rows.reparameterization != "none")]
+def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
+    """By reparameterization the differences from none, and the rows behind them, SPT's own first.
+
+    changes: as of `Case.pick`, held on both sides.
+    """
+    none = case.pick(reparameterization="none", hidden=None, **changes)
+    rows = case.pick(reparameterization=None, hidden=None, **changes)
+    networks = rows[rows.reparameterization.isin(NETWORKS)]
+    parts = networks.groupby(["reparameterization", "hidden"], dropna=False)
     out = {
         f"{kind} ({hidden:.0f})": (_difference(part, none), [part, none])
-        for (kind, hidden), part in rows.groupby(["reparameterization", "hidden"], dropna=False)
+        for (kind, hidden), part in sorted(parts, key=lambda found: NETWORKS.index(found[0][0]))
     }
     if not out:
         raise Missing("a reparameterization")
     return out
 
 
+def _last_epoch(case: Case) -> dict[str, str]:
+    """By reparameterization its mean effect at the last epoch in words, where that was measured."""
+    try:
+        rows = case.rows[case.rows.selection == "last"]
+        tables = _variants(replace(case, rows=rows), selection="last")
+    except Missing:
+        return {}
+    means = {name: st.effect(table) for name, (table, _) in tables.items()}
+    return {name: f"at the last epoch {_estimate(*mean[:3])}" for name, mean in means.items()}
+
+
 def _c5(case: Case) -> Iterator[dict]:
     variants = _variants(case)
     tests = {name: st.heterogeneity(table) for name, (table, _) in variants.items()}
-    adjusted = st.holm([found.p for found, *_ in tests.values()])
+    adjusted, last = st.holm([found.p for found, *_ in tests.values()]), _last_epoch(case)
     for p, (name, (found, ratio, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
         table, rows = variants[name]
         verdict = "supported" if p < 0.05 and helped and hurt else "undecided"
@@ -252,7 +266,8 @@ def _c5(case: Case) -> Iterator[dict]:
         verdict = verdict if found.seeds >= st.MIN_SEEDS else "undecided"
         mean = st.effect(table)
         notes = [ratio, f"{helped} languages helped, {hurt} hurt (t tests, Holm)"]
-        notes += [f"mean effect {_number(mean.value)}{_around(mean.low, mean.high)}"]
+        notes += [f"mean effect {_estimate(*mean[:3])}"]
+        notes += [last[name]] if name in last else []
         what = f"spread over languages of the effect of {name}, in points"
         test = f"jackknife over seeds, Holm over {len(tests)}"
         yield case.line(what, found._replace(p=p), test, verdict, *rows, notes=notes)
@@ -342,8 +357,8 @@ def _checked(
         choose("column", name, rows.columns)
     if lack := {"method", "shots"} - set(base):
         raise InputError(f"the base condition does not say its {' and '.join(sorted(lack))}")
-    needed = rows.columns.union(["length", "reparameterization", "hidden"], sort=False)
-    rows = rows.reindex(columns=needed)
+    needed = ["length", "reparameterization", "hidden", "selection"]
+    rows = rows.reindex(columns=rows.columns.union(needed, sort=False))
     # a hidden size of 0 stands for no hidden layer
     rows = rows.assign(hidden=rows.hidden.where(rows.hidden > 0))
     return rows, {**base, "hidden": base.get("hidden") or None}
