@@ -237,6 +237,20 @@ def test_a_correlation_without_an_interval_is_not_defined_and_says_why():
     assert "of the draws have no correlation" in found.notes
 
 
+def test_c2_tells_pearson_with_its_interval_and_what_the_bootstrap_assumes():
+    rows = freezing(slope=-40)
+    case = next(case for case in claims.cases(rows, BASE) if case.claim == "C2")
+    a = claims.freezing(case)[1].loc["syntactic"]
+    notes = first(rows, "C2").notes
+    assert f"Pearson {a.r:+.2f} ({a.r_low:+.2f} to {a.r_high:+.2f})" in notes
+    assert f"{100 * a.absent:.0f} % of the draws lack the largest (5 languages)" in notes
+
+
+def test_the_second_interval_of_c2_holds_the_correlation_that_is_told():
+    found = lines(freezing(slope=-2, noise=8), "C2")
+    assert ((found.low2 < found.effect) & (found.effect < found.high2)).all()
+
+
 def test_few_families_are_called_too_few():
     few = dict(codes=["eng", "deu", "fra", "swh", "zul", "jpn", "tur"])
     found = lines(together(made(**few), made(method="joint_tuning", **few)), "C2")

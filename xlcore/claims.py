@@ -41,11 +41,11 @@ HEADER = f"""\
 The verdict on a claim is that on the first line of its model and data set:
 
 - **supported** or **contradicted**: the 95 % interval over seeds (C2: over language families) and
-  the second interval (languages resampled too; C2: over seeds) lie on the claim's side of 0, or
-  both on the other, from at least {st.MIN_SEEDS} seeds. Where lines are tested together, p after
-  Holm's correction is below 0.05, too. C5 is supported if languages differ in the effect (p below
-  0.05) and tests of their own show some helped and some hurt, contradicted if all are helped or all
-  are hurt.
+  the second interval (languages resampled too; C2: a jackknife over seeds) lie on the claim's
+  side of 0, or both on the other, from at least {st.MIN_SEEDS} seeds. Where lines are tested
+  together, p after Holm's correction is below 0.05, too. C5 is supported if languages differ in
+  the effect (p below 0.05) and tests of their own show some helped and some hurt, contradicted if
+  all are helped or all are hurt.
 - **undecided**: the data leave both signs open, or come from fewer than {st.MIN_SEEDS} seeds or
   from random weights. That is a result, too.
 - **not defined**: there is an effect, but no interval, as from one seed or too few families.
@@ -161,9 +161,8 @@ def _c2(case: Case) -> Iterator[dict]:
         rho = Effect(a.rho, a.low, a.high, a.p, a.seeds_low, a.seeds_high, int(a.n), seeds)
         test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}"
         partial = _estimate(a.partial, a.partial_low, a.partial_high)
-        notes = [f"Pearson {_number(a.r)}", f"with {held} constant {partial}"]
-        if pd.isna(a.low):
-            notes += [_no_interval(a)]
+        notes = [f"Pearson {_estimate(a.r, a.r_low, a.r_high)}", f"with {held} constant {partial}"]
+        notes += _resampled(a)
         if kind in observed:
             notes += [f"at least half the features observed in {observed[kind]} languages"]
         verdict = rho.verdict(1) if a.p < 0.05 else "undecided"
@@ -171,12 +170,16 @@ def _c2(case: Case) -> Iterator[dict]:
         yield case.line(what, rho, test, verdict, *rows, notes=notes)
 
 
-def _no_interval(a: pd.Series) -> str:
+def _resampled(a: pd.Series) -> list[str]:
+    """What the bootstrap of families takes for granted, or why it gives no interval."""
     if a.n < 3:
-        return "fewer than three languages"
+        return ["fewer than three languages"]
     if a.families < st.MIN_FAMILIES:
-        return f"fewer than {st.MIN_FAMILIES} families give no interval"
-    return f"{100 * a.undefined:.0f} % of the draws have no correlation, so there is no interval"
+        return [f"fewer than {st.MIN_FAMILIES} families give no interval"]
+    largest = f"{100 * a.absent:.0f} % of the draws lack the largest ({a.largest:.0f} languages)"
+    notes = [f"families count as independent draws from one population, {largest}"]
+    none = f"{100 * a.undefined:.0f} % of the draws have no correlation, so there is no interval"
+    return notes + [none] * pd.isna(a.low)
 
 
 def _controls(case: Case, codes: pd.Index) -> tuple[pd.DataFrame, str]:
