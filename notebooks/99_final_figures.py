@@ -288,7 +288,7 @@ for (backbone, k), part in grid.groupby(["backbone", "shots"]):
 # ## 10. The claims
 #
 # Each claim of the papers with its effect, interval and verdict. *Undecided* is a result: the runs
-# leave both signs open.
+# leave both signs open. *Not run* and *not defined* say that there is nothing to decide.
 
 # %%
 verdicts = pd.concat([claims.judge(rows, base), claims_ltp.judge(nli)], ignore_index=True)
@@ -343,8 +343,13 @@ parts |= {"C2": f"distance-{shots}-shots", "C4": "length", "C5": "reparameteriza
 parts |= dict.fromkeys(["C6", "C10"], f"{benchmark}-zero_shot_nli")
 parts |= {"C7": "americasnli-zero_shot_nli"}
 shown = {c: n for c, part in parts.items() for k, n in drawn.items() if k.endswith(f"-{part}")}
+
+# %%
+behind = verdicts[verdicts.run != ""].groupby("claim").run.agg(", ".join)
+behind = {claim: sorted({*text.split(", ")}) for claim, text in behind.items()}
 if run_dir:
-    calls = lambda ids: runs.command(*(finished[name][1] for name in ids))  # noqa: E731
+    manifests = {name: manifest for name, (_, manifest) in finished.items()}
+    calls = {c: runs.command(*map(manifests.get, names)) for c, names in behind.items()}
     every = claims.CLAIMS | claims_ltp.CLAIMS
     page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls, every)
     (target / "claims.md").write_text(page, encoding="utf-8")

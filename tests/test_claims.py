@@ -12,6 +12,7 @@ from xlcore import claims, statistics
 from xlcore.claims import COLUMNS, judge, ledger, page
 from xlcore.errors import InputError
 from xlcore.languages import DISTANCES, distances, resolve
+from xlcore.prompts import REPARAMETERIZATIONS
 
 # Of 14 families; Twi has no genetic distance.
 CODES = [
@@ -81,6 +82,7 @@ def first(rows, claim):
 
 def test_columns_are_those_of_claims_csv():
     expected = "claim, backbone, data, languages, seeds, effect, low, high, test, p, verdict, run"
+    expected += ", what, shots, low2, high2, notes"
     assert list(judge(freezing(), BASE).columns) == expected.split(", ") == list(COLUMNS)
 
 
@@ -93,7 +95,7 @@ def test_no_rows_at_all_leave_every_claim_not_run():
 def test_a_missing_condition_is_not_run_and_named():
     found = first(together(made()), "C1")
     assert found.verdict == "not run"
-    assert "needs method joint_tuning in study frozen_transfer" in found.test
+    assert "needs method joint_tuning in study frozen_transfer" in found.notes
 
 
 def test_rows_of_studies_without_a_switch_need_no_column_for_it():
@@ -110,8 +112,7 @@ def test_runs_behind_a_line_are_named():
 
 def test_the_main_number_of_shots_comes_first():
     more = [made(shots=k, method=m) for k in (4, 32) for m in ("soft_prompt", "joint_tuning")]
-    tests = lines(pd.concat([freezing(), *more]), "C1").test
-    assert tests.str.extract(r"; K = (\d+);")[0].tolist() == ["8", "4", "32"]
+    assert lines(pd.concat([freezing(), *more]), "C1").shots.tolist() == [8, 4, 32]
 
 
 def test_other_metrics_do_not_count():
@@ -124,7 +125,7 @@ def test_random_weights_are_no_evidence():
     rows = together(made(backbone="tiny-bloom"), tuned)
     found = first(rows, "C1")
     assert found.verdict == "undecided"
-    assert "random weights are no evidence" in found.test
+    assert "random weights are no evidence" in found.notes
 
 
 def test_a_second_learning_rate_in_a_condition_is_refused():
@@ -182,34 +183,32 @@ def test_seeds_without_a_partner_are_left_out_and_counted():
     rows = pd.concat([made(seeds=range(1, 11)), made(method="joint_tuning"), majority()])
     found = first(rows, "C1")
     assert found.seeds == 6
-    assert "4 seeds without a partner left out" in found.test
+    assert "4 seeds without a partner left out" in found.notes
 
 
-@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
-def test_few_seeds_are_called_too_few(seeds):
+@pytest.mark.parametrize(("seeds", "verdict"), [([1], "not defined"), ([1, 2, 3], "undecided")])
+def test_few_seeds_are_called_too_few(seeds, verdict):
     rows = pd.concat(
         [made(seeds=seeds), made(seeds=seeds, method="joint_tuning", shift=-20), majority()]
     )
     found = first(rows, "C1")
-    assert found.verdict == "undecided"
-    assert "fewer than 5 seeds decide nothing" in found.test
+    assert found.verdict == verdict
+    assert "fewer than 5 seeds decide nothing" in found.notes
+    assert ("one seed has no interval" in found.notes) == (len(seeds) == 1)
 
 
 # --- C2 -----------------------------------------------------------------------------------------
 
 
 def test_c2_has_a_line_for_each_distance():
-    tests = lines(freezing(), "C2").test
-    assert [
-        kind for kind in DISTANCES if tests.str.contains(f"with {kind} distance").any()
-    ] == list(DISTANCES)
-    assert len(tests) == 6
+    found = lines(freezing(), "C2").what
+    assert found.str.extract(r"with (\w+) distance$")[0].tolist() == list(DISTANCES)
 
 
 def test_c2_finds_an_effect_that_grows_with_syntactic_distance():
     found = first(freezing(slope=-40), "C2")
     assert found.verdict == "supported"
-    assert "syntactic" in found.test
+    assert "syntactic" in found.what
 
 
 def test_c2_needs_a_p_below_a_twentieth_after_correction(monkeypatch):
@@ -217,7 +216,8 @@ def test_c2_needs_a_p_below_a_twentieth_after_correction(monkeypatch):
     monkeypatch.setattr(
         statistics, "distance_correlations", lambda *given: measured(*given).assign(p=0.06)
     )
-    assert set(lines(freezing(slope=-40), "C2").verdict) == {"undecided"}
+    found = lines(freezing(slope=-40), "C2")
+    assert set(found.verdict[found.low.notna()]) == {"undecided"}
 
 
 def test_c2_finds_the_opposite_too():
@@ -225,12 +225,42 @@ def test_c2_finds_the_opposite_too():
 
 
 def test_c2_is_undecided_where_nothing_depends_on_distance():
-    assert set(lines(freezing(shift=-5), "C2").verdict) == {"undecided"}
+    found = lines(freezing(shift=-5), "C2")
+    assert set(found.verdict[found.low.notna()]) == {"undecided"}
+
+
+def test_a_correlation_without_an_interval_is_not_defined_and_says_why():
+    """Outside the largest family every language is equally far from English genetically."""
+    found = lines(freezing(), "C2").iloc[list(DISTANCES).index("genetic")]
+    assert np.isfinite(found.effect) and np.isnan(found.low)
+    assert found.verdict == "not defined"
+    assert "of the draws have no correlation" in found.notes
+
+
+def test_c2_tells_pearson_with_its_interval_and_what_the_bootstrap_assumes():
+    rows = freezing(slope=-40)
+    case = next(case for case in claims.cases(rows, BASE) if case.claim == "C2")
+    a = claims.freezing(case)[1].loc["syntactic"]
+    notes = first(rows, "C2").notes
+    assert f"Pearson {a.r:+.2f} ({a.r_low:+.2f} to {a.r_high:+.2f})" in notes
+    assert f"{100 * a.absent:.0f} % of the draws lack the largest (5 languages)" in notes
+
+
+def test_the_second_interval_of_c2_holds_the_correlation_that_is_told():
+    found = lines(freezing(slope=-2, noise=8), "C2")
+    assert ((found.low2 < found.effect) & (found.effect < found.high2)).all()
+
+
+def test_few_families_are_called_too_few():
+    few = dict(codes=["eng", "deu", "fra", "swh", "zul", "jpn", "tur"])
+    found = lines(together(made(**few), made(method="joint_tuning", **few)), "C2")
+    assert set(found.verdict) == {"not defined"}
+    assert found.notes.str.contains("fewer than 8 families give no interval").all()
 
 
 def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
     found = lines(freezing(), "C2")
-    genetic = found.test.str.contains("genetic")
+    genetic = found.what.str.contains("genetic")
     assert set(found.languages[~genetic]) == {len(CODES) - 1}
     assert set(found.languages[genetic]) == {len(CODES) - 2}  # Twi
 
@@ -245,7 +275,7 @@ def test_c2_leaves_a_language_without_a_distance_out_of_that_one():
 )
 def test_c2_says_whose_share_is_held_constant(backbone, words):
     rows = pd.concat([made(backbone=backbone), made(backbone=backbone, method="joint_tuning")])
-    assert words in first(rows, "C2").test
+    assert words in first(rows, "C2").notes
 
 
 def test_a_language_that_the_list_lacks_ties_at_the_lowest_share():
@@ -263,12 +293,12 @@ def fertility(backbone="gemma-3-270m"):
 def test_c2_controls_for_the_fertility_of_this_tokenizer():
     rows = pd.concat([freezing(), fertility(), fertility("facebook/xglm-564M")])
     found = first(rows, "C2")
-    assert "a proxy) and fertility constant" in found.test
+    assert "a proxy) and fertility constant" in found.notes
 
 
 def test_c2_needs_no_fertility_of_another_tokenizer():
     rows = pd.concat([freezing(), fertility("facebook/xglm-564M")])
-    assert "a proxy) (no fertility) constant" in first(rows, "C2").test
+    assert "a proxy) (no fertility) constant" in first(rows, "C2").notes
 
 
 # --- C3 -----------------------------------------------------------------------------------------
@@ -293,13 +323,13 @@ def test_a_model_at_chance_is_not_called_flat():
     found = lines(together(frozen, tuned), "C3")
     assert found.effect[0] > 20
     assert found.verdict.tolist() == ["undecided", "contradicted"]
-    assert "flat means nothing" in found.test[0]
+    assert "flat means nothing" in found.notes[0]
 
 
 def test_c3_without_english_is_not_run():
     found = first(freezing()[lambda rows: rows.language != "eng"], "C3")
     assert found.verdict == "not run"
-    assert "language eng" in found.test
+    assert "language eng" in found.notes
 
 
 # --- C4 -----------------------------------------------------------------------------------------
@@ -317,7 +347,7 @@ def test_c4_is_the_trend_over_doublings(sign, verdict):
 
 
 def test_c4_names_the_best_length():
-    assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").test
+    assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").notes
 
 
 def test_one_length_is_not_run():
@@ -353,32 +383,45 @@ def test_c5_spread_is_that_of_the_true_effects():
     assert found.low <= (80 * FAR[CODES[1:]]).std() <= found.high
 
 
-def test_c5_begins_with_the_papers_network():
-    first, *others = (reparameterized(kind=kind) for kind in ("lstm", "residual_mlp", "mlp"))
-    rows = together(first, *(rows[rows.reparameterization != "none"] for rows in others))
-    shown = [test.split(", in")[0] for test in lines(rows, "C5").test]
-    kinds = ["mlp (50)", "residual_mlp (50)", "lstm (50)"]
-    assert shown[:3] == [f"spread over languages of the effect of {kind}" for kind in kinds]
+def several(*kinds, **given):
+    parts = [reparameterized(kind=kind, **given) for kind in kinds]
+    return pd.concat([parts[0], *(p[p.reparameterization != "none"] for p in parts[1:])])
 
 
-def test_c5_gives_the_effect_at_the_last_epoch_beside_that_at_the_best():
-    rows = together(reparameterized(shift=-30, slope=80))
-    best, last = rows.assign(selection="best_dev"), rows.assign(selection="last")
-    last["value"] = last.value.where(last.reparameterization == "none", last.value + 7)
-    base = {**BASE, "selection": "best_dev"}
-    alone, both = (
-        judge(rows, base).query("claim == 'C5'").test.iloc[0]
-        for rows in (best, pd.concat([best, last]))
-    )
-    mean, shown = re.search(r"mean effect (\S+) .*, of the last epochs ([^;\s]+)", both).groups()
-    assert "last" not in alone
-    assert float(shown) == pytest.approx(float(mean) + 7, abs=0.02)
+def test_spts_own_network_is_the_main_line():
+    found = lines(together(several("lstm", "mlp", "residual_mlp")), "C5")
+    named = found.what[:-1].str.extract(r"effect of (\w+) \(")[0]
+    assert named.tolist() == ["mlp", "residual_mlp", "lstm"]
+
+
+def test_every_network_has_its_place():
+    assert ("none", *claims.NETWORKS) == REPARAMETERIZATIONS
+
+
+def test_the_mean_effect_at_the_last_epoch_stands_beside_the_best_one():
+    best, last = several("mlp", shift=4), several("mlp", shift=-7).assign(selection="last")
+    rows = together(best, last)
+    keys = rows[(rows.language != "eng") & (rows.selection == "last")]
+    means = keys.pivot_table(index="seed", columns="reparameterization", values="value")
+    test = stats.ttest_rel(means.mlp, means.none)
+    ends = test.confidence_interval()
+    told = f"at the last epoch {(means.mlp - means.none).mean():+.2f}"
+    told += f" ({ends.low:+.2f} to {ends.high:+.2f})"
+    assert first(rows, "C5").notes.endswith(told)
+    assert first(rows, "C5").effect == first(together(best), "C5").effect
+
+
+@pytest.mark.parametrize("kept", [["none"], ["mlp"]])
+def test_a_last_epoch_without_its_partner_is_not_reported(kept):
+    last = several("mlp").assign(selection="last")
+    rows = together(several("mlp"), last[last.reparameterization.isin(kept)])
+    assert "last epoch" not in first(rows, "C5").notes
 
 
 def test_one_model_family_leaves_that_half_not_run():
     found = lines(together(reparameterized(shift=-30, slope=80)), "C5").iloc[-1]
     assert found.verdict == "not run"
-    assert "needs a second pretrained model of another family" in found.test
+    assert "needs a second pretrained model of another family" in found.notes
 
 
 def test_two_families_whose_effects_differ_are_told_apart():
@@ -392,15 +435,14 @@ def test_two_families_whose_effects_differ_are_told_apart():
 @pytest.mark.parametrize("second", ["gemma-3-1b", "tiny-bloom"])
 def test_the_same_family_or_random_weights_are_no_second_family(second):
     rows = together(reparameterized(shift=6), reparameterized(second, shift=-6))
-    assert "needs a second pretrained model" in lines(rows, "C5").iloc[-1].test
+    assert "needs a second pretrained model" in lines(rows, "C5").iloc[-1].notes
 
 
 def test_several_reparameterizations_are_corrected_together():
-    one = reparameterized(shift=-3, slope=8)
-    lstm = reparameterized(kind="lstm")
+    one, lstm = several("mlp", shift=-3, slope=8), several("lstm")
     both = lines(together(one, lstm[lstm.reparameterization == "lstm"]), "C5")
     alone = first(together(one), "C5")
-    mlp = both[both.test.str.contains("effect of mlp")].iloc[0]
+    mlp = both[both.what.str.contains("effect of mlp")].iloc[0]
     assert mlp.p == pytest.approx(2 * alone.p)
 
 
@@ -408,9 +450,26 @@ def test_several_reparameterizations_are_corrected_together():
 
 
 @pytest.fixture(scope="module")
-def text():
-    table = judge(freezing(shift=-4), BASE)
-    return page(table, {"C1": "profile.svg"}, "make reproduce PROFILE=full")
+def judged():
+    return judge(freezing(shift=-4), BASE)
+
+
+@pytest.fixture(scope="module")
+def text(judged):
+    return page(judged, {"C1": "profile.svg"}, "make all", {"C1": "make one"})
+
+
+def part(text, claim):
+    """What the page says of one claim, block by block."""
+    return text.split(f"## {claim}: ")[1].split("\n\n## ")[0].strip().split("\n\n")
+
+
+def cells(text, claim):
+    """The page's table of one claim."""
+    rows = [row.strip("|").split("|") for row in part(text, claim)[-1].splitlines()]
+    head, rule, *body = [[cell.strip() for cell in row] for row in rows]
+    assert set(rule) == {"---"} and {len(row) for row in body} == {len(head)}
+    return pd.DataFrame(body, columns=head)
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C5"])
@@ -418,44 +477,55 @@ def test_each_claim_has_its_section(text, claim):
     assert f"\n## {claim}: " in text
 
 
-def test_the_finding_is_a_sentence_with_unit_and_interval(text):
+def test_a_claim_reads_from_the_finding_to_the_details(text, judged):
     """The numbers are those of the table, rounded."""
-    one = first(freezing(shift=-4), "C1")
-    assert (
-        "**Ours.** gemma-3-270m, sib200, K = 8: the effect of freezing on the mean of the other"
+    one = judged.iloc[0]
+    held = "backbone gemma-3-270m, data sib200, K 8, languages 22, seeds 6"
+    assert part(text, "C1")[:-1] == [
+        "Freezing the model transfers better than tuning it with the prompt",
+        "**Ours.** gemma-3-270m on sib200, K = 8: the effect of freezing on the mean of the other"
         f" languages is {one.effect:+.2f} points (95 % {one.low:+.2f} to {one.high:+.2f};"
-        " 22 languages, 6 seeds).\n"
-    ) in text
+        " 22 languages, 6 seeds).",
+        "**Verdict.** gemma-3-270m: supported.",
+        "Figure: [profile.svg](profile.svg)",
+        "Command: `make one`",
+        f"**Details.** {held}; t over seeds.",
+    ]
 
 
-def test_every_line_of_the_table_stands_in_the_details_with_all_it_says():
-    table = judge(freezing(shift=-4), BASE)
-    rows = page(table, {}, "make").splitlines()
-    shown = [row.split(" | ") for row in rows if row.startswith("| gemma")]
-    assert len(shown) == len(table)
-    for cells, line in zip(shown, table.itertuples(), strict=True):
-        what, shots, how = line.test.split("; ", 2)
-        assert cells[0] == f"| gemma-3-270m, sib200, {shots}" and cells[1] == what
-        assert cells[5] == line.verdict and cells[6].endswith(f"{how} |")
-        assert line.seeds == 0 or cells[2] == f"{line.effect:+.2f}"
+def test_the_details_have_every_number_of_every_line(text, judged):
+    table, shown = judged[judged.claim == "C2"], cells(text, "C2")
+    assert shown.effect.tolist() == [f"{x:+.2f}" for x in table.effect]
+    ends = [f"{a:+.2f} to {b:+.2f}" for a, b in zip(table.low2, table.high2, strict=True)]
+    assert shown["second interval"].tolist() == ends
+    assert shown.p.tolist() == [f"{x:.2g}" if x == x else "" for x in table.p]
+    assert shown.verdict.tolist() == table.verdict.tolist()
 
 
-def test_figure_and_command_are_named(text):
-    assert "[profile.svg](profile.svg)" in text
-    assert text.count("Command: `make reproduce PROFILE=full`") == 5
+def test_no_test_or_note_is_lost_and_none_is_repeated(text, judged):
+    table, shown = judged[judged.claim == "C2"], cells(text, "C2")
+    for line, notes in zip(table.itertuples(), shown.notes, strict=True):
+        for note in [line.test, *line.notes.split("; ")]:
+            assert (note in notes) != (note in part(text, "C2")[-2])
+    assert table.test.iloc[0] in part(text, "C2")[-2]
 
 
-def test_a_run_made_by_another_command_names_it():
-    table = judge(freezing(shift=-4), BASE)
-    assert set(table[table.claim == "C1"].run) == {"run-a, run-b"}
-    shown = page(table, {}, "make all", lambda runs: f"make {' '.join(runs)}")
-    assert "Command: `make run-a run-b`\n\n" in shown.split("## C2")[0]
-    assert "Command: `make all`\n\n" in shown.split("## C4")[1]  # not run
+def test_what_tells_lines_apart_is_a_column():
+    more = [made(shots=32, method=m) for m in ("soft_prompt", "joint_tuning")]
+    table = judge(pd.concat([freezing(), *more]), BASE)
+    shown = page(table, {}, "make all")
+    assert cells(shown, "C1").K.tolist() == ["8", "32"]
+    assert "K 8" not in shown and "seeds 6" in part(shown, "C1")[-2]
+
+
+def test_a_claim_without_a_command_of_its_own_needs_all_runs(text):
+    assert text.count("Command: `make all`") == 4
 
 
 def test_a_claim_not_run_says_what_it_needs(text):
-    assert "judging it needs the base condition in study prompt_length." in text
-    assert "**Verdict.** gemma-3-270m: not run." in text
+    wanted = "**Ours.** Not run: judging it needs the base condition in study prompt_length."
+    assert part(text, "C4")[1] == wanted
+    assert not any("Details" in block for block in part(text, "C4"))
 
 
 @pytest.mark.parametrize("codes", [["eng", "twi"], ["eng", "deu", "twi"], CODES])
@@ -469,10 +539,18 @@ def test_the_smallest_study_is_undecided_and_reads_well(codes, seeds, constant):
         made("reparameterization", reparameterization="mlp", hidden=50, **small),
     )  # fmt: skip
     table = judge(rows.assign(value=25.0) if constant else rows, BASE)
-    families = table.test.str.contains("second pretrained model")
-    assert set(table[~families].verdict) == {"undecided"}
-    assert set(table[families].verdict) == {"not run"}
+    measured = table.seeds > 0
+    assert set(table.verdict[measured & table.low.notna()]) <= {"undecided"}
+    assert set(table.verdict[measured & table.low.isna()]) <= {"not defined"}
+    assert set(table.verdict[~measured]) <= {"not run"}
     assert "nan" not in page(table, {}, "make")
+
+
+def test_the_page_says_what_each_verdict_means(text, judged):
+    told = set(re.findall(r"\*\*([a-z ]+)\*\*", text.split("## C1")[0]))
+    assert set(judged.verdict) <= told == {
+        "supported", "contradicted", "undecided", "not defined", "not run",
+    }  # fmt: skip
 
 
 def test_c5_shows_the_verdicts_of_both_its_halves():

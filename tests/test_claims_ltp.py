@@ -63,7 +63,7 @@ def test_without_rows_each_claim_is_not_run_and_says_what_it_needs():
     table = judge(together().head(0))
     assert table.claim.tolist() == ["C6", "C7", "C7", "C10"]
     assert set(table.verdict) == {"not run"}
-    assert table.test.str.contains("needs method ltp, 20 % by movement in").all()
+    assert table.notes.str.contains("needs method ltp, 20 % by movement in").all()
 
 
 def test_rows_of_other_studies_do_not_count():
@@ -81,7 +81,8 @@ def test_rows_without_their_run_are_refused():
 def test_the_nearest_baseline_comes_first_and_each_has_its_line():
     found = lines(together(), "C6")
     names = ["random ticket", "fine tuning", "prompt only"]
-    assert [n for n, test in zip(names, found.test, strict=True) if f"over {n} on" in test] == names
+    assert [n for n, what in zip(names, found.what, strict=True) if f"over {n}" in what] == names
+    assert found.what.str.contains("nearest").tolist() == [True, False, False]
 
 
 def test_an_effect_is_the_paired_difference_without_english():
@@ -116,7 +117,7 @@ def test_p_is_holms_over_the_baselines():
 def test_the_claim_stands_only_over_all_baselines(levels, verdict):
     found = lines(together(levels), "C6")
     assert found.verdict[0] == verdict
-    lacking = "not run: DP, SP, MP, prefix tuning, LoRA, BitFit" in found.test[0]
+    lacking = "not run: DP, SP, MP, prefix tuning, LoRA, BitFit" in found.notes[0]
     assert lacking == (len(levels) < len(ALL))
 
 
@@ -128,7 +129,7 @@ def test_the_baselines_are_all_methods_beside_ltp():
 def test_another_ticket_than_the_papers_is_no_evidence(change):
     found = judge(together(ALL).assign(**change))
     assert set(found.verdict) == {"not run"}
-    assert found.test.str.contains("needs method ltp, 20 % by movement").any()
+    assert found.notes.str.contains("needs method ltp, 20 % by movement").any()
 
 
 def test_only_xnli_judges_the_claim_on_xnli():
@@ -138,17 +139,17 @@ def test_only_xnli_judges_the_claim_on_xnli():
 
 
 def test_one_ticket_for_all_seeds_is_said():
-    assert judge(together()).query("verdict != 'not run'").test.str.contains("mined once").all()
+    assert judge(together()).query("verdict != 'not run'").notes.str.contains("mined once").all()
 
 
 def test_three_seeds_decide_nothing():
     found = lines(together(seeds=[1, 2, 3]), "C6").iloc[0]
-    assert found.verdict == "undecided" and "fewer than 5 seeds decide nothing" in found.test
+    assert found.verdict == "undecided" and "fewer than 5 seeds decide nothing" in found.notes
 
 
 def test_a_published_split_is_said_to_be_the_same_for_every_seed():
-    assert "published one" in lines(together(drawn="published"), "C6").test[0]
-    assert "published" not in lines(together(), "C6").test[0]
+    assert "published one" in lines(together(drawn="published"), "C6").notes[0]
+    assert "published" not in lines(together(), "C6").notes[0]
 
 
 def test_americas_is_judged_apart_zero_shot_and_in_language():
@@ -158,12 +159,12 @@ def test_americas_is_judged_apart_zero_shot_and_in_language():
     found = lines(rows, "C7")
     assert set(found.data) == {"americasnli"}
     for words, verdict in (("zero-shot", "supported"), ("in-language", "contradicted")):
-        assert found[found.test.str.startswith(words)].verdict.iloc[0] == verdict
+        assert found[found.what.str.startswith(words)].verdict.iloc[0] == verdict
 
 
 def test_each_number_of_shots_is_judged_by_itself():
     rows = pd.concat([together(), together(shots=256)])
-    assert lines(rows, "C6").test.str.extract(r"K = (\d+);")[0].tolist() == ["64"] * 3 + ["256"] * 3
+    assert lines(rows, "C6").shots.tolist() == [64] * 3 + [256] * 3
 
 
 def test_transfer_from_another_language_is_left_out():
@@ -188,13 +189,13 @@ def test_c10_needs_a_weak_prompt_and_a_ticket_above_it(levels, verdict):
 def test_c10_says_how_far_above_chance_the_prompt_is():
     rows = together(noise=0)
     level = LEVELS["prompt_only"] + np.mean(SEEDS) - 100 / 3
-    assert f"the prompt alone is {level:+.1f} points above chance" in lines(rows, "C10").test[0]
+    assert f"the prompt alone is {level:+.1f} points above chance" in lines(rows, "C10").notes[0]
 
 
 def test_c10_without_full_tuning_is_not_run():
     levels = {m: x for m, x in LEVELS.items() if m != "fine_tuning"}
     found = lines(together(levels), "C10").iloc[0]
-    assert found.verdict == "not run" and "method fine_tuning" in found.test
+    assert found.verdict == "not run" and "method fine_tuning" in found.notes
 
 
 # --- the page -----------------------------------------------------------------------------------

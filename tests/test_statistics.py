@@ -336,10 +336,50 @@ def test_correlations_of_the_whole_are_scipys(few_draws):
     mean = effects.mean(axis=1)
     assert found.rho == pytest.approx(stats.spearmanr(far.near, mean).statistic)
     assert found.r == pytest.approx(stats.pearsonr(far.near, mean).statistic)
-    without = [effects.drop(columns=s).mean(axis=1) for s in effects]
-    seeds = [5 * found.rho - 4 * stats.spearmanr(far.near, mean).statistic for mean in without]
-    assert (found.seeds_low, found.seeds_high) == pytest.approx(mean_interval(seeds)[1:])
-    assert (found.n, found.families) == (48, 12)
+    assert (found.n, found.families, found.largest) == (48, 12, 4)
+
+
+def test_interval_over_seeds_is_a_jackknife_of_the_correlation_that_is_told(few_draws):
+    effects, far, family, controls = world(9)
+    found = distance_correlations(effects, far, family, controls).loc["near"]
+    without = [
+        stats.spearmanr(far.near, effects.drop(columns=seed).mean(axis=1)).statistic
+        for seed in effects
+    ]
+    mean, low, high = mean_interval([5 * found.rho - 4 * rho for rho in without])  # pseudo-values
+    ends = found.rho + low - mean, found.rho + high - mean
+    assert (found.seeds_low, found.seeds_high) == pytest.approx(ends)
+
+
+def test_interval_over_seeds_covers_where_the_seeds_own_correlations_do_not():
+    """Noise of a seed pulls its own correlation toward 0, away from that of the mean."""
+    rng, x = np.random.default_rng(24), np.arange(40.0)
+    seeds = 0.05 * x[:, None] + rng.normal(size=(300, 40, 5))
+    means = [stats.spearmanr(x, y.mean(axis=1)).statistic for y in seeds]
+    own = [[stats.spearmanr(x, one).statistic for one in y.T] for y in seeds]
+    inside = {
+        "own": [mean_interval(rhos)[1:] for rhos in own],
+        "jackknife": [statistics._over_seeds(x, y) for y in seeds],
+    }
+    share = {
+        name: np.mean([low <= np.mean(means) <= high for low, high in ends])
+        for name, ends in inside.items()
+    }
+    assert share["jackknife"] == pytest.approx(0.95, abs=0.036)  # 2.9 standard errors
+    assert share["own"] < 0.5
+
+
+def test_one_seed_has_no_interval_over_seeds(few_draws):
+    found = distance_correlations(*world(9, seeds=1)).loc["near"]
+    assert np.isnan([found.seeds_low, found.seeds_high]).all()
+
+
+def test_draws_without_the_largest_family_are_counted(few_draws):
+    effects, far, family, controls = world(25)
+    family = family.where(family > 2, 0)  # twelve of the languages, in one of ten families
+    found = distance_correlations(effects, far, family, controls).loc["near"]
+    assert (found.families, found.largest) == (10, 12)
+    assert found.absent == pytest.approx(0.9**10, abs=0.083)  # 3 standard errors of 300 draws
 
 
 def test_a_true_relation_is_found_and_its_sign_kept(few_draws):
@@ -363,6 +403,21 @@ def test_families_that_go_together_do_not_pass_for_evidence(few_draws):
         naive.append(stats.spearmanr(far.near, effects.mean(axis=1)).pvalue < 0.05)
     assert np.mean(naive) > 0.2
     assert np.mean(clustered) < 0.12  # 0.05 and 3.2 standard errors
+
+
+@pytest.mark.parametrize("own", [0.0, 0.7])
+def test_families_of_spts_sizes_do_not_pass_for_evidence_either(few_draws, own):
+    """own: which part of the effects' variance lies between families."""
+    rng, found = np.random.default_rng(26), []
+    family = pd.Series(np.repeat(np.arange(15), [18, 15, 4, 2, 2, *[1] * 10]))
+    noise = rng.normal(size=(len(family), 3))
+    far = pd.DataFrame({"near": rng.normal(size=15)[family] + 0.5 * noise[:, 0]})
+    for _ in range(150):
+        shared = np.sqrt(own) * rng.normal(size=15)[family]
+        effects = pd.DataFrame(shared + np.sqrt(1 - own) * rng.normal(size=len(family)))
+        controls = pd.DataFrame(noise[:, 1:])
+        found.append(distance_correlations(effects, far, family, controls).raw_p["near"] < 0.05)
+    assert np.mean(found) < 0.11  # 0.05 and 3.4 standard errors
 
 
 def test_a_distance_that_differs_in_one_family_only_gets_no_interval(few_draws):

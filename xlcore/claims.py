@@ -4,7 +4,7 @@ Last in the flow, beside the figures: rows -> statistics -> claims.csv and claim
 SPT sections 4 and 5; a claim without its rows is "not run", and a null result is a result.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from xlcore.statistics import NAN, Effect
 
 COLUMNS = (
     "claim", "backbone", "data", "languages", "seeds", "effect", "low", "high", "test", "p",
-    "verdict", "run",
+    "verdict", "run", "what", "shots", "low2", "high2", "notes",
 )  # fmt: skip
 CLAIMS = {  # what SPT says, and the study whose rows judge it
     "C1": ("Freezing the model transfers better than tuning it with the prompt", "frozen_transfer"),
@@ -35,8 +35,21 @@ BASE = dict(  # what SPT does, from which one switch at a time is changed; shots
     method="soft_prompt", init="uniform", position="suffix", loss="vocabulary",
     reparameterization="none", hidden=None, selection="best_dev",
 )  # fmt: skip
-KINDS = ("mlp", "residual_mlp", "lstm")  # of reparameterization, the paper's first
+NETWORKS = ("mlp", "residual_mlp", "lstm")  # SPT's own first
 FAMILIES = "difference between model families"
+HEADER = f"""\
+The verdict on a claim is that on the first line of its model and data set:
+
+- **supported** or **contradicted**: the 95 % interval over seeds (C2: over language families) and
+  the second interval (languages resampled too; C2: a jackknife over seeds) lie on the claim's
+  side of 0, or both on the other, from at least {st.MIN_SEEDS} seeds. Where lines are tested
+  together, p after Holm's correction is below 0.05, too. C5 is supported if languages differ in
+  the effect (p below 0.05) and tests of their own show some helped and some hurt, contradicted if
+  all are helped or all are hurt.
+- **undecided**: the data leave both signs open, or come from fewer than {st.MIN_SEEDS} seeds or
+  from random weights. That is a result, too.
+- **not defined**: there is an effect, but no interval, as from one seed or too few families.
+- **not run**: the rows that the line needs are not there."""
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
 
 
@@ -64,22 +77,30 @@ class Case:
             raise Missing(", ".join(wanted))
         return found
 
-    def line(self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame) -> dict:
-        """Return a line of the table; random weights decide nothing."""
-        behind = pd.concat([self.rows[:0], *rows])
-        if found.low2 == found.low2:
-            test += f"; second interval {_span(found.low2, found.high2)}"
+    def line(
+        self, what: str, found: Effect, test: str, verdict: str, *rows: pd.DataFrame,
+        notes: Iterable[str] = (),
+    ) -> dict:  # fmt: skip
+        """Return a line of the table. No note holds a semicolon.
+
+        Random weights decide nothing, and without an interval there is nothing to decide.
+        """
+        behind, notes = pd.concat([self.rows[:0], *rows]), [*notes]
         if left := behind.seed.nunique() - found.seeds:
-            test += f"; {left} seeds without a partner left out"
+            notes.append(f"{left} seeds without a partner left out")
         if 0 < found.seeds < st.MIN_SEEDS:
-            test += f"; fewer than {st.MIN_SEEDS} seeds decide nothing"
+            notes.append(f"fewer than {st.MIN_SEEDS} seeds decide nothing")
         if "tiny-" in self.backbone and verdict != "not run":
-            test, verdict = f"{test}; random weights are no evidence", "undecided"
+            notes.append("random weights are no evidence")
+            verdict = "undecided"
+        if verdict != "not run" and pd.isna(found.low):
+            verdict = "not defined"
+            notes += ["one seed has no interval"] * (found.seeds == 1)
         return dict(
             claim=self.claim, backbone=self.backbone, data=self.data, languages=found.languages,
-            seeds=found.seeds, effect=found.value, low=found.low, high=found.high,
-            test=f"{what}; K = {self.base['shots']}; {test}", p=found.p, verdict=verdict,
-            run=", ".join(sorted(behind.run.unique())),
+            seeds=found.seeds, effect=found.value, low=found.low, high=found.high, test=test,
+            p=found.p, verdict=verdict, run=", ".join(sorted(behind.run.unique())), what=what,
+            shots=self.base["shots"], low2=found.low2, high2=found.high2, notes="; ".join(notes),
         )  # fmt: skip
 
 
@@ -97,6 +118,10 @@ def _number(value: float) -> str:
 
 def _span(low: float, high: float) -> str:
     return _number(low) if pd.isna(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _estimate(value: float, low: float, high: float) -> str:
+    return f"{_number(value)} ({_span(low, high)})"
 
 
 def _others(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,15 +159,27 @@ def _c2(case: Case) -> Iterator[dict]:
     for kind, a in table.iterrows():
         seeds = effects.shape[1]
         rho = Effect(a.rho, a.low, a.high, a.p, a.seeds_low, a.seeds_high, int(a.n), seeds)
-        test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}; Pearson"
-        test += f" {_number(a.r)} ({_span(a.r_low, a.r_high)})"
-        test += f"; with {held} constant {_number(a.partial)}"
-        test += f" ({_span(a.partial_low, a.partial_high)})"
+        test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}"
+        partial = _estimate(a.partial, a.partial_low, a.partial_high)
+        notes = [f"Pearson {_estimate(a.r, a.r_low, a.r_high)}", f"with {held} constant {partial}"]
+        notes += _resampled(a)
         if kind in observed:
-            test += f"; at least half the features observed in {observed[kind]} languages"
+            notes += [f"at least half the features observed in {observed[kind]} languages"]
         verdict = rho.verdict(1) if a.p < 0.05 else "undecided"
         what = f"rank correlation of the effect of freezing with {kind} distance"
-        yield case.line(what, rho, test, verdict, *rows)
+        yield case.line(what, rho, test, verdict, *rows, notes=notes)
+
+
+def _resampled(a: pd.Series) -> list[str]:
+    """What the bootstrap of families takes for granted, or why it gives no interval."""
+    if a.n < 3:
+        return ["fewer than three languages"]
+    if a.families < st.MIN_FAMILIES:
+        return [f"fewer than {st.MIN_FAMILIES} families give no interval"]
+    largest = f"{100 * a.absent:.0f} % of the draws lack the largest ({a.largest:.0f} languages)"
+    notes = [f"families count as independent draws from one population, {largest}"]
+    none = f"{100 * a.undefined:.0f} % of the draws have no correlation, so there is no interval"
+    return notes + [none] * pd.isna(a.low)
 
 
 def _controls(case: Case, codes: pd.Index) -> tuple[pd.DataFrame, str]:
@@ -168,14 +205,14 @@ def _c3(case: Case) -> Iterator[dict]:
     tables = [st.grid(part)[seeds] for part in rows]
     slope, gap = st.flatness(*tables, distances().syntactic, case.chance)
     above = [st.effect(table.drop(index="eng") - case.chance) for table in tables]
-    test = f"t over seeds; mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
-    floor = (
-        "" if above[0].low > 0 else "; frozen is not clearly above chance, where flat means nothing"
-    )
+    level = f"mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
+    floor = "frozen is not clearly above chance, where flat means nothing"
+    at_floor = [] if above[0].low > 0 else [floor]
     what = "effect of freezing on the slope from nearest to farthest language, in points"
-    yield case.line(what, slope, test + floor, "undecided" if floor else slope.verdict(1), *rows)
+    verdict = "undecided" if at_floor else slope.verdict(1)
+    yield case.line(what, slope, "t over seeds", verdict, *rows, notes=[level, *at_floor])
     what = "effect of freezing on the lag behind English, in percent of English's gain over chance"
-    yield case.line(what, gap, test, gap.verdict(-1), *rows)
+    yield case.line(what, gap, "t over seeds", gap.verdict(-1), *rows, notes=[level])
 
 
 def _c4(case: Case) -> Iterator[dict]:
@@ -186,53 +223,57 @@ def _c4(case: Case) -> Iterator[dict]:
     tables = {n: st.grid(_others(rows[rows.length == n])) for n in lengths}
     found = st.effect(st.length_slopes(tables))
     means = {n: table.mean(axis=None) for n, table in tables.items()}
-    test = f"t over seeds; best length {max(means, key=means.get)} of "
-    test += ", ".join(f"{n} ({mean:.1f} %)" for n, mean in means.items())
+    best = f"best length {max(means, key=means.get)} of "
+    best += ", ".join(f"{n} ({mean:.1f} %)" for n, mean in means.items())
     what = "change of the other languages' mean accuracy per doubling of the length, in points"
-    yield case.line(what, found, test, found.verdict(-1), rows)
+    yield case.line(what, found, "t over seeds", found.verdict(-1), rows, notes=[best])
 
 
-def _variants(case: Case) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
-    """By reparameterization the differences from none, and the rows behind them."""
-    none = case.pick(reparameterization="none", hidden=None)
-    rows = case.pick(reparameterization=None, hidden=None)
-    found = [
-        (KINDS.index(kind) if kind in KINDS else len(KINDS), kind, hidden, part)
-        for (kind, hidden), part in rows.groupby(["reparameterization", "hidden"], dropna=False)
-        if kind != "none"
-    ]
+def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
+    """By reparameterization the differences from none, and the rows behind them, SPT's own first.
+
+    changes: as of `Case.pick`, held on both sides.
+    """
+    none = case.pick(reparameterization="none", hidden=None, **changes)
+    rows = case.pick(reparameterization=None, hidden=None, **changes)
+    networks = rows[rows.reparameterization.isin(NETWORKS)]
+    parts = networks.groupby(["reparameterization", "hidden"], dropna=False)
     out = {
         f"{kind} ({hidden:.0f})": (_difference(part, none), [part, none])
-        for _, kind, hidden, part in sorted(found, key=lambda x: x[:3])
+        for (kind, hidden), part in sorted(parts, key=lambda found: NETWORKS.index(found[0][0]))
     }
     if not out:
         raise Missing("a reparameterization")
     return out
 
 
+def _last_epoch(case: Case) -> dict[str, str]:
+    """By reparameterization its mean effect at the last epoch in words, where that was measured."""
+    try:
+        rows = case.rows[case.rows.selection == "last"]
+        tables = _variants(replace(case, rows=rows), selection="last")
+    except Missing:
+        return {}
+    means = {name: st.effect(table) for name, (table, _) in tables.items()}
+    return {name: f"at the last epoch {_estimate(*mean[:3])}" for name, mean in means.items()}
+
+
 def _c5(case: Case) -> Iterator[dict]:
     variants = _variants(case)
     tests = {name: st.heterogeneity(table) for name, (table, _) in variants.items()}
-    adjusted, last = st.holm([found.p for found, *_ in tests.values()]), _at_last_epoch(case)
-    for p, (name, (found, test, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
+    adjusted, last = st.holm([found.p for found, *_ in tests.values()]), _last_epoch(case)
+    for p, (name, (found, ratio, helped, hurt)) in zip(adjusted, tests.items(), strict=True):
         table, rows = variants[name]
         verdict = "supported" if p < 0.05 and helped and hurt else "undecided"
         verdict = "contradicted" if found.languages in (helped, hurt) else verdict
         verdict = verdict if found.seeds >= st.MIN_SEEDS else "undecided"
         mean = st.effect(table)
-        test += f", Holm over {len(tests)}; {helped} languages helped, {hurt} hurt (t tests, Holm)"
-        test += f"; mean effect {_number(mean.value)} ({_span(mean.low, mean.high)})"
-        test += f", of the last epochs {_number(last[name])}" if name in last else ""
+        notes = [ratio, f"{helped} languages helped, {hurt} hurt (t tests, Holm)"]
+        notes += [f"mean effect {_estimate(*mean[:3])}"]
+        notes += [last[name]] if name in last else []
         what = f"spread over languages of the effect of {name}, in points"
-        yield case.line(what, found._replace(p=p), test, verdict, *rows)
-
-
-def _at_last_epoch(case: Case) -> dict[str, float]:
-    """Mean effects by reparameterization where both sides keep the last epoch, if that is there."""
-    if "selection" not in case.rows or not (case.rows.selection == "last").any():
-        return {}
-    last = replace(case, base={**case.base, "selection": "last"})
-    return {name: st.effect(table).value for name, (table, _) in _variants(last).items()}
+        test = f"jackknife over seeds, Holm over {len(tests)}"
+        yield case.line(what, found._replace(p=p), test, verdict, *rows, notes=notes)
 
 
 def _families(cases: list[Case]) -> Iterator[dict]:
@@ -250,12 +291,12 @@ def _families(cases: list[Case]) -> Iterator[dict]:
         sure = p < 0.05 and effect.verdict(1) != "undecided"  # a difference of either sign
         case, verdict = replace(cases[0], backbone=pair), "supported" if sure else "undecided"
         what = f"{FAMILIES} in the mean effect of {name}, in points"
-        test = f"t over seeds, Holm over {len(found)}, common languages and seeds"
-        yield case.line(what, effect._replace(p=p), test, verdict, *rows)
+        test, common = f"t over seeds, Holm over {len(found)}", ["common languages and seeds"]
+        yield case.line(what, effect._replace(p=p), test, verdict, *rows, notes=common)
     if not found:
         need = "needs a second pretrained model of another family"
         for case in cases:
-            yield case.line(FAMILIES, NOTHING, need, "not run")
+            yield case.line(FAMILIES, NOTHING, "", "not run", notes=[need])
 
 
 def _family(case: Case) -> str:
@@ -272,8 +313,9 @@ def judge(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
     rows: tidy, of any number of runs (column `run`), with those of `Study.references`. base: the
     base condition, `method`, `shots` and the other switches by column name, None where one does
     not apply; not what each method has of its own, such as its learning rate or epochs.
-    Returns COLUMNS. A claim without its rows is "not run", and `test` says what it needs. Raises
-    InputError for an unknown switch and for rows that cannot be paired.
+    Returns COLUMNS: effect, low, high in the unit that `what` names, low2 and high2 as of `Effect`.
+    A claim without its rows is "not run", and `notes` says what it needs. Raises InputError for an
+    unknown switch and for rows that cannot be paired.
     """
     lines, reparameterized = [], {}
     for case in cases(rows, base):
@@ -281,7 +323,7 @@ def judge(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
             lines += list(JUDGES[case.claim](case))
         except Missing as lack:
             need = f"needs {lack} in study {CLAIMS[case.claim][1]}"
-            lines.append(case.line("judging it", NOTHING, need, "not run"))
+            lines.append(case.line("judging it", NOTHING, "", "not run", notes=[need]))
         else:
             if case.claim == "C5":
                 reparameterized.setdefault((case.data, case.base["shots"]), []).append(case)
@@ -318,8 +360,8 @@ def _checked(
         choose("column", name, rows.columns)
     if lack := {"method", "shots"} - set(base):
         raise InputError(f"the base condition does not say its {' and '.join(sorted(lack))}")
-    needed = rows.columns.union(["length", "reparameterization", "hidden"], sort=False)
-    rows = rows.reindex(columns=needed)
+    needed = ["length", "reparameterization", "hidden", "selection"]
+    rows = rows.reindex(columns=rows.columns.union(needed, sort=False))
     # a hidden size of 0 stands for no hidden layer
     rows = rows.assign(hidden=rows.hidden.where(rows.hidden > 0))
     return rows, {**base, "hidden": base.get("hidden") or None}
@@ -331,72 +373,79 @@ def _measured(rows: pd.DataFrame) -> pd.DataFrame:
 
 def page(
     table: pd.DataFrame, figures: Mapping[str, str], command: str,
-    made_by: Callable[[list[str]], str] | None = None,
+    commands: Mapping[str, str] = MappingProxyType({}),
     claims: Mapping[str, tuple] = MappingProxyType(CLAIMS),
 ) -> str:  # fmt: skip
-    """Return the text of claims.md: each claim, our finding, verdict, figure and command.
+    """Return the text of claims.md: each claim, our finding, verdict, figure, command and details.
 
     table: from `judge`; figures: by claim, a path from the page; command: what makes all rows;
-    made_by: gives the command that makes some runs' rows; claims: those on the page.
+    commands: by claim, what makes its rows alone; claims: those on the page.
     """
-    out = [
-        "# The claims, judged",
-        "Supported or contradicted: the 95 % interval over seeds (C2: over language families) and"
-        " the second one (languages resampled too; C2: seeds, by the jackknife) lie on one side"
-        f" of 0, from at least {st.MIN_SEEDS} seeds. Undecided: the data leave both signs open,"
-        " which is a result, too, or an interval is not defined. Of each model and data set, the"
-        " first line of the details is the main one.",
-    ]
+    out = ["# The claims, judged", HEADER]
     for claim, (sentence, _) in claims.items():
         lines = table[table.claim == claim]
-        heads = [": ".join(filter(None, pair)) for pair in _heads(lines)]
-        out += [f"## {claim}: {sentence}", f"**Verdict.** {'; '.join(heads)}."]
-        found = list(lines.itertuples())
-        out += [f"**Ours.** {_sentence(found[0])}."]
+        mains = list(_mains(lines))
+        found = [_sentence(a) for _, a in mains if a.seeds] or [_needs(lines)]
+        heads = [": ".join(filter(None, [whose, a.verdict])) for whose, a in mains]
+        out += [f"## {claim}: {sentence}"]
+        out += [f"**Ours.** {one}" for one in found]
+        out += [f"**Verdict.** {'; '.join(heads)}."]
         out += [f"Figure: [{figures[claim]}]({figures[claim]})"] if claim in figures else []
-        behind = dict.fromkeys(run for cell in lines.run for run in cell.split(", ") if run)
-        call = made_by([*behind]) if made_by and behind else command
-        out += [f"Command: `{call}`"]
-        out += ["\n".join([DETAILS, *map(_details, found)])]
+        out += [f"Command: `{commands.get(claim, command)}`"]
+        out += _details(lines) if lines.seeds.any() else []
     return "\n\n".join(out) + "\n"
 
 
-def _heads(lines: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Each main line's model, with what tells it from the other main lines, and its verdict."""
+def _mains(lines: pd.DataFrame) -> Iterator[tuple[str, tuple]]:
+    """Each main line, after its model and what tells it from the other main lines."""
     several = lines.data[lines.data != ""].nunique() > 1
     halves = {FAMILIES: "by family", "in-language": "in-language"}  # C5 and C7 claim two things
-    half = lines.test.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
+    half = lines.what.map(lambda x: "".join(t for k, t in halves.items() if x.startswith(k)))
     for a in lines.assign(half=half).drop_duplicates(["backbone", "data", "half"]).itertuples():
         model = f"{a.backbone} on {a.data}" if several and a.data else a.backbone
-        yield ", ".join(filter(None, [model, a.half])), a.verdict
+        yield ", ".join(filter(None, [model, a.half])), a
 
 
 def _sentence(line: tuple) -> str:
-    what, shots, test = line.test.split("; ", 2)
-    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
-    if line.seeds == 0:
-        return f"{of}: {what} {test}"
-    noun, _, unit = what.partition(", in")
+    noun, _, unit = line.what.partition(", in ")
+    size = _number(line.effect) + f" {unit}" * bool(unit and pd.notna(line.effect))
     span = f"95 % {_span(line.low, line.high)}; {line.languages} languages, {line.seeds} seeds"
-    size = _number(line.effect) + ("" if pd.isna(line.effect) else unit)
-    return f"{of}: the {noun} is {size} ({span})"
+    return f"{line.backbone} on {line.data}, K = {line.shots}: the {noun} is {size} ({span})."
 
 
-DETAILS = """\
-| model, data, examples | what | effect | 95 % | p | verdict | how |
-| --- | --- | --- | --- | --- | --- | --- |"""
+def _needs(lines: pd.DataFrame) -> str:
+    return "Not run: " + "; ".join(dict.fromkeys(lines.what + " " + lines.notes)) + "."
 
 
-def _details(line: tuple) -> str:
-    """Return a line of the table with all that the sentence leaves out."""
-    what, shots, test = line.test.split("; ", 2)
-    of = ", ".join(filter(None, [line.backbone, line.data, shots]))
-    p = "" if pd.isna(line.p) else f"{line.p:.2g}"
-    there = line.seeds > 0
-    found = [_number(line.effect), _span(line.low, line.high)] if there else ["", ""]
-    number = f"{line.languages} languages, {line.seeds} seeds; " * there
-    cells = [of, what, *found, p, line.verdict, number + test]
-    return f"| {' | '.join(cells)} |"
+def _details(lines: pd.DataFrame) -> list[str]:
+    """What all lines that were run have in common, then a table of all lines with the rest."""
+    seen = lines.seeds > 0
+    about = lines[["backbone", "data"]].assign(K=lines.shots.astype(str))
+    about = about.assign(languages=lines.languages.astype(str), seeds=lines.seeds.astype(str))
+    same = about.columns[about[seen].nunique() == 1]
+    notes = (lines.test + "; " + lines.notes).str.strip("; ").str.split("; ")
+    common = set.intersection(*map(set, notes[seen]))
+    rest = pd.DataFrame({
+        "what": lines.what, **about.drop(columns=same).where(seen, ""),
+        "effect": lines.effect.map(_number).where(seen, ""),
+        "95 %": _spans(lines.low, lines.high).where(seen, ""),
+        "second interval": _spans(lines.low2, lines.high2).where(lines.low2.notna(), ""),
+        "p": lines.p.map("{:.2g}".format).where(lines.p.notna(), ""), "verdict": lines.verdict,
+        "notes": notes.map(lambda n: "; ".join(one for one in n if one not in common)),
+    })  # fmt: skip
+    rest = rest.loc[:, (rest != "").any()]
+    rows = [rest.columns, ["---"] * rest.shape[1], *rest.to_numpy()]
+    held = [f"{name} {value}" for name, value in about.loc[seen, same].iloc[0].items()]
+    told = [", ".join(held), *(one for one in notes[seen].iloc[0] if one in common)]
+    head = "Every line that was run: " if len(lines) > 1 else ""
+    return [
+        f"**Details.** {head}{'; '.join(told)}.",
+        "\n".join(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+
+
+def _spans(low: pd.Series, high: pd.Series) -> pd.Series:
+    return pd.Series(map(_span, low, high), low.index, dtype=object)
 
 
 def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:

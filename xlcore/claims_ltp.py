@@ -12,7 +12,7 @@ from xlcore import statistics as st
 from xlcore.claims import COLUMNS, NOTHING, Case, Missing
 from xlcore.errors import choose
 from xlcore.results import REQUIRED
-from xlcore.statistics import NAN, Effect
+from xlcore.statistics import NAN
 
 STUDIES = {"zero_shot_nli": "zero-shot transfer", "in_language_nli": "in-language training"}
 ZERO_SHOT, OWN = STUDIES
@@ -44,7 +44,7 @@ def judge(rows: pd.DataFrame) -> pd.DataFrame:
         except Missing as lack:
             study = case.base["study"]
             need = f"needs {lack} in study {study}"
-            lines.append(case.line(STUDIES[study], NOTHING, need, "not run"))
+            lines.append(case.line(STUDIES[study], NOTHING, "", "not run", notes=[need]))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
@@ -83,12 +83,13 @@ def _of(case: Case, method: str) -> pd.DataFrame:
     return found
 
 
-def _seeds(case: Case) -> str:
+def _seeds(case: Case) -> list[str]:
     """What a seed changes, in words, and what it does not."""
-    fixed = "drawn" in case.rows and (case.rows.drawn == "published").all()
-    examples = "; the few-shot split is a published one" if fixed else ", examples"
-    varied = f"start values, batch order, random ticket{examples}"
-    return f"t over seeds ({varied}; LTP's ticket is mined once for all)"
+    fixed = "drawn" in case.rows and bool((case.rows.drawn == "published").all())
+    examples = [] if fixed else ["examples"]
+    varied = ", ".join(["start values", "batch order", "random ticket", *examples])
+    published = ["the few-shot split is a published one"] * fixed
+    return [f"a seed changes {varied}", *published, "LTP's ticket is mined once for all seeds"]
 
 
 def _name(method: str) -> str:
@@ -96,8 +97,8 @@ def _name(method: str) -> str:
     return {"lora": "LoRA", "bitfit": "BitFit"}.get(method, short.replace("_", " "))
 
 
-def _compared(case: Case, pairs: list[tuple[str, str]]) -> list[tuple[str, Effect, str, list]]:
-    """What was measured, its effect with Holm's p, the verdict and the rows of each pair."""
+def _compared(case: Case, pairs: list[tuple[str, str]]) -> list[tuple]:
+    """What was measured, its effect with Holm's p, the test, verdict and rows of each pair."""
     rows = [[_of(case, a), _of(case, b)] for a, b in pairs]
     effects = [st.effect(st.paired(*both, common_seeds=True)) for both in rows]
     adjusted = st.holm([one.p for one in effects])
@@ -105,7 +106,9 @@ def _compared(case: Case, pairs: list[tuple[str, str]]) -> list[tuple[str, Effec
     for pair, both, one, p in zip(pairs, rows, effects, adjusted, strict=True):
         first, second = map(_name, pair)
         what = f"{where} advantage of {first} over {second} on the mean without English, in points"
-        out.append((what, one._replace(p=p), one.verdict(1) if p < 0.05 else "undecided", both))
+        tested = f"t over seeds, Holm over {len(pairs)}"
+        verdict = one.verdict(1) if p < 0.05 else "undecided"
+        out.append((what, one._replace(p=p), tested, verdict, both))
     return out
 
 
@@ -129,12 +132,13 @@ def _beats(case: Case) -> Iterator[dict]:
     whole = _together([verdict for *_, verdict, _ in found])
     lacking = ", ".join(_name(m) for m in BASELINES if m not in run)
     whole = "undecided" if lacking and whole == "supported" else whole
-    for i, (what, effect, verdict, rows) in enumerate(found):
-        test = f"{_seeds(case)}, Holm over {len(found)}"
+    for i, (what, effect, test, verdict, rows) in enumerate(found):
+        notes = _seeds(case)
         if i == 0:
-            test += "; the nearest baseline; the verdict is that over all of them"
-            test += f"; not run: {lacking}" if lacking else ""
-        yield case.line(what, effect, test, verdict if i else whole, *rows)
+            what = what.replace(" on the mean", ", the nearest baseline, on the mean")
+            notes.append("the verdict is that over all baselines")
+            notes += [f"not run: {lacking}"] * bool(lacking)
+        yield case.line(what, effect, test, verdict if i else whole, *rows, notes=notes)
 
 
 def _closes(case: Case) -> Iterator[dict]:
@@ -143,10 +147,9 @@ def _closes(case: Case) -> Iterator[dict]:
     above = st.effect(st.grid(_of(case, "prompt_only")) - case.chance)
     level = f"the prompt alone is {above.value:+.1f} points above chance"
     whole = _together([verdict for *_, verdict, _ in found])
-    for i, (what, effect, verdict, rows) in enumerate(found):
-        test = f"{_seeds(case)}, Holm over {len(found)}; {level}"
-        test += "" if i else "; the verdict is that over both halves"
-        yield case.line(what, effect, test, verdict if i else whole, *rows)
+    for i, (what, effect, test, verdict, rows) in enumerate(found):
+        notes = [*_seeds(case), level] + ["the verdict is that over both halves"] * (not i)
+        yield case.line(what, effect, test, verdict if i else whole, *rows, notes=notes)
 
 
 JUDGES = {"C6": _beats, "C7": _beats, "C10": _closes}
