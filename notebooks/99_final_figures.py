@@ -28,9 +28,10 @@ length: int = 5  # of the base condition's prompt
 import hashlib
 
 import pandas as pd
+from IPython.display import display
 
 from xlcore import claims, claims_ltp, figures, runs
-from xlcore.statistics import by_seed
+from xlcore.statistics import summary
 
 figures.style()
 pd.set_option("display.width", 120)
@@ -65,7 +66,8 @@ for name, (_, manifest) in finished.items():
 # %%
 rows = pd.concat([r.assign(run=name) for name, (r, _) in finished.items()], ignore_index=True)
 base = claims.BASE | dict(shots=shots, length=length)
-rows = rows.reindex(columns=[*rows.columns, *({*base, "tried"} - set(rows.columns))])
+of_nli = {"tried", "strategy", "active_ratio", "train_language"}
+rows = rows.reindex(columns=[*rows.columns, *({*base, *of_nli} - set(rows.columns))])
 tickets = rows[rows.study == "winning_tickets"]
 tried_nli = rows[rows.study == "nli_learning_rates"]
 nli = rows[rows.study.isin(claims_ltp.STUDIES)]
@@ -261,16 +263,21 @@ for (backbone, name, k), part in trained.groupby(["backbone", "data", "shots"]):
 # %%
 compared = nli[(nli.metric == "accuracy") & (nli.method != "majority")]
 references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
+ways = {claims_ltp.ZERO_SHOT: "trained on English", claims_ltp.OWN: "each trained on itself"}
 for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
-    way = "trained on English" if study == claims_ltp.ZERO_SHOT else "each trained on itself"
-    passes = part.groupby("shots").epochs.first().items()
-    told = ", ".join(f"{epochs:g} epochs at K = {k}" for k, epochs in passes)
-    about = f"{about_data(part)}; {models[backbone]}; {way}, {told}."
-    place = f"{backbone.split('/')[-1]}-{name}-{study}"
-    both = pd.concat([part, references[references.data == name]])
-    keep(figures.shots_curves(both, about), place)
-    for k, one in part.groupby("shots"):
-        keep(figures.heat_map(one, f"{about} {k} shots.", condition="method"), f"{place}-{k}-shots")
+    about = f"{about_data(part)}; {models[backbone]}; {ways[study]}."
+    passes = part.groupby("shots").epochs.first()
+    told = ", ".join(f"{epochs:g} epochs at K = {k}" for k, epochs in passes.items())
+    chance = references[references.data == name]
+    figure = figures.shots_curves(pd.concat([part, chance]), f"{about} {told}.")
+    keep(figure, f"{backbone.split('/')[-1]}-{name}-{study}")
+
+# %%
+for (backbone, name, study, k), alike in compared.groupby(["backbone", "data", "study", "shots"]):
+    about = f"{about_data(alike)}; {models[backbone]}; {ways[study]}."
+    shown = f"{about} {k} shots, {alike.epochs.iloc[0]:g} epochs."
+    figure = figures.heat_map(alike, shown, condition="method")
+    keep(figure, f"{backbone.split('/')[-1]}-{name}-{study}-{k}-shots")
 
 # %% [markdown]
 # How the methods' rates were chosen, by English dev accuracy, on draws that serve nothing else.
@@ -297,42 +304,38 @@ verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "v
 # %% [markdown]
 # ## 11. The numbers behind them
 #
-# Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages.
-
-
-# %%
-def summary(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Means over seeds with their intervals, of how many languages, and the runs behind them."""
-    named = rows.groupby(keys, sort=False).agg(
-        languages=("language", "nunique"), runs=("run", lambda ids: " ".join(sorted({*ids})))
-    )
-    return by_seed(rows, keys).merge(named.reset_index(), on=keys)
-
+# Mean accuracy over seeds with its 95 % interval, English and the mean of the other languages. Such
+# means compare only over the same languages, so each says of how many it is.
 
 # %%
-switches = ["data", "study", *base, "learning_rate"]
-measured = accuracy[accuracy.backbone.isin(models)]
-group = measured.language.where(measured.language == "eng", "others")
-short = {c: measured[c].map("{:g}".format, na_action="ignore")
-         for c in ("length", "hidden", "learning_rate")}  # fmt: skip
-filled = measured.assign(group=group, **short).fillna(dict.fromkeys(switches, "none"))
-numbers = summary(filled, ["backbone", *switches, "group"])
-index = ["study", "method", "shots", "length", "learning_rate", "reparameterization", "selection"]
-numbers.pivot_table(index=index, columns="group", values="mean", sort=False).round(1)
+ticket = ["strategy", "active_ratio", "trained_on"]
+keys = ["backbone", "data", "study", *base, "learning_rate", *ticket, "group"]
+measured = pd.concat([accuracy[accuracy.backbone.isin(models)], compared])
+measured["trained_on"] = measured.train_language.fillna("eng")
+measured.loc[measured.study == claims_ltp.OWN, "trained_on"] = "own"
+for name in ("length", "hidden", "learning_rate", "active_ratio"):
+    measured[name] = measured[name].map("{:.4g}".format, na_action="ignore")
+measured[keys[:-1]] = measured[keys[:-1]].astype(object).fillna("none")
 
 # %%
-keys = ["backbone", "data", "study", "method", "shots", "group"]
-others = compared[compared.language != "eng"].assign(group="others")
-nli_numbers = summary(pd.concat([others, compared.assign(group=compared.language)]), keys)
-shown = nli_numbers[nli_numbers.group.isin(["eng", "others"])]
-shown = shown.pivot_table(index=keys[1:-1], columns="group", values="mean", sort=False)
-shown.round(1)
+english, nli_rows = measured.language == "eng", measured.task == "nli"
+groups = measured.assign(group=english.map({True: "eng", False: "others"}))
+each = measured[nli_rows & ~english].assign(group=lambda t: t.language)
+numbers = summary(pd.concat([groups, each]), keys)
+assert (numbers.languages[numbers.group != "others"] == 1).all() and (numbers.data != "none").all()
+means = numbers[numbers.group.isin(["eng", "others"])]
+for _, part in means.groupby(["backbone", "data", "study"], sort=False):
+    varied = [k for k in keys[3:-1] if k != "method" and part[k].nunique() > 1]
+    wide = part.set_index(["study", "method", *varied, "group"])[["mean", "languages"]]
+    wide = wide.unstack(sort=False)
+    both = wide["mean"].reindex(columns=["eng", "others"]).round(1)
+    display(both.assign(languages=wide["languages"].max(axis=1).astype(int)))
 
 # %%
 if run_dir:
     target = root / "figures" / profile / data_name
     target.mkdir(parents=True, exist_ok=True)
-    tables = {"numbers": pd.concat([numbers, nli_numbers]), "claims": verdicts, "ledger": ledger}
+    tables = {"numbers": numbers, "claims": verdicts, "ledger": ledger}
     for name, table in tables.items():
         table.to_csv(target / f"{name}.csv", index=False, float_format="%.6g")
 

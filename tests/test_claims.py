@@ -234,7 +234,7 @@ def test_a_correlation_without_an_interval_is_not_defined_and_says_why():
     found = lines(freezing(), "C2").iloc[list(DISTANCES).index("genetic")]
     assert np.isfinite(found.effect) and np.isnan(found.low)
     assert found.verdict == "not defined"
-    assert "of the draws have no correlation" in found.notes
+    assert "of the resamples have no correlation" in found.notes
 
 
 def test_c2_tells_pearson_with_its_interval_and_what_the_bootstrap_assumes():
@@ -243,7 +243,8 @@ def test_c2_tells_pearson_with_its_interval_and_what_the_bootstrap_assumes():
     a = claims.freezing(case)[1].loc["syntactic"]
     notes = first(rows, "C2").notes
     assert f"Pearson {a.r:+.2f} ({a.r_low:+.2f} to {a.r_high:+.2f})" in notes
-    assert f"{100 * a.absent:.0f} % of the draws lack the largest (5 languages)" in notes
+    assert "families are taken for independent draws" in notes
+    assert f"{100 * a.absent:.0f} % of the resamples lack the largest (5 languages)" in notes
 
 
 def test_the_second_interval_of_c2_holds_the_correlation_that_is_told():
@@ -516,6 +517,22 @@ def test_what_tells_lines_apart_is_a_column():
     shown = page(table, {}, "make all")
     assert cells(shown, "C1").K.tolist() == ["8", "32"]
     assert "K 8" not in shown and "seeds 6" in part(shown, "C1")[-2]
+
+
+def test_a_model_that_was_not_run_is_named_beside_one_that_was():
+    table = judge(pd.concat([freezing(), made(backbone="gemma-3-1b")]), BASE)
+    shown = page(table, {}, "make all")
+    found = cells(shown, "C1").set_index("backbone")
+    assert found.verdict["gemma-3-1b"] == "not run"
+    assert found.effect["gemma-3-1b"] == "" and found.effect["gemma-3-270m"] != ""
+    assert "needs method joint_tuning" in found.notes["gemma-3-1b"]
+
+
+def test_without_the_main_number_of_shots_the_other_stands_in_the_details():
+    both = [made(shots=32, method=m) for m in ("soft_prompt", "joint_tuning")]
+    shown = page(judge(together(*both), BASE), {}, "make all")
+    assert part(shown, "C1")[1].startswith("**Ours.** Not run: judging it needs")
+    assert cells(shown, "C1").set_index("K").verdict.tolist() == ["not run", "undecided"]
 
 
 def test_a_claim_without_a_command_of_its_own_needs_all_runs(text):

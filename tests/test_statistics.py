@@ -27,6 +27,7 @@ from xlcore.statistics import (
     mean_interval,
     paired,
     relative_gap,
+    summary,
 )
 
 NAN = float("nan")
@@ -39,8 +40,11 @@ def table(values):
     return pd.DataFrame(values, index, pd.RangeIndex(1, values.shape[1] + 1, name="seed"))
 
 
+CELL = ["language", "seed", "value"]
+
+
 def rows_of(cells):
-    return pd.DataFrame(cells, columns=["language", "seed", "value"])
+    return pd.DataFrame(cells, columns=CELL)
 
 
 @pytest.fixture
@@ -55,6 +59,23 @@ def test_interval_of_three_values_is_students():
     mean, low, high = mean_interval([1.0, 2.0, 3.0])
     half = 4.302652729911275 * 1.0 / math.sqrt(3)  # t table, 2 degrees of freedom, 97.5 %
     assert (mean, low, high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+
+
+def test_summary_says_of_how_many_languages_seeds_and_runs():
+    cells = [("a", "deu", 1, 2.0), ("a", "swh", 1, 4.0), ("a", "deu", 2, 3.0), ("a", "swh", 2, 7.0)]
+    rows = pd.DataFrame([*cells, ("b", "deu", 1, 9.0)], columns=["method", *CELL])
+    found = summary(rows.assign(run=["r2", "r2", "r1", "r1", "r1"]), ["method"]).set_index("method")
+    assert found.loc["a", ["mean", "low", "high"]].tolist() == pytest.approx(mean_interval([3, 5]))
+    assert found[["languages", "seeds", "run"]].to_numpy().tolist() == [
+        [2, 2, "r1, r2"],
+        [1, 1, "r1"],
+    ]
+
+
+def test_summary_refuses_seeds_with_other_languages():
+    rows = rows_of([("deu", 1, 2.0), ("swh", 1, 4.0), ("deu", 2, 3.0)]).assign(run="r", method="a")
+    with pytest.raises(InputError, match="no value at swh seed 2"):
+        summary(rows, ["method"])
 
 
 def test_one_value_has_no_interval():

@@ -45,9 +45,9 @@ The verdict on a claim is that on the first line of its model and data set:
   side of 0, or both on the other, from at least {st.MIN_SEEDS} seeds. Where lines are tested
   together, p after Holm's correction is below 0.05, too. C5 is supported if languages differ in
   the effect (p below 0.05) and tests of their own show some helped and some hurt, contradicted if
-  all are helped or all are hurt.
-- **undecided**: the data leave both signs open, or come from fewer than {st.MIN_SEEDS} seeds or
-  from random weights. That is a result, too.
+  all are helped or all are hurt; by family, supported if the mean effects differ.
+- **undecided**: the data leave both signs open, or come from fewer than {st.MIN_SEEDS} seeds, from
+  random weights or from a part of the baselines. That is a result, too.
 - **not defined**: there is an effect, but no interval, as from one seed or too few families.
 - **not run**: the rows that the line needs are not there."""
 NOTHING = Effect(NAN, NAN, NAN, NAN, NAN, NAN, 0, 0)
@@ -176,9 +176,11 @@ def _resampled(a: pd.Series) -> list[str]:
         return ["fewer than three languages"]
     if a.families < st.MIN_FAMILIES:
         return [f"fewer than {st.MIN_FAMILIES} families give no interval"]
-    largest = f"{100 * a.absent:.0f} % of the draws lack the largest ({a.largest:.0f} languages)"
-    notes = [f"families count as independent draws from one population, {largest}"]
-    none = f"{100 * a.undefined:.0f} % of the draws have no correlation, so there is no interval"
+    notes = ["families are taken for independent draws from one population"]
+    notes += [
+        f"{100 * a.absent:.0f} % of the resamples lack the largest ({a.largest:.0f} languages)"
+    ]
+    none = f"{100 * a.undefined:.0f} % of the resamples have no correlation, so no interval"
     return notes + [none] * pd.isna(a.low)
 
 
@@ -385,7 +387,7 @@ def page(
     for claim, (sentence, _) in claims.items():
         lines = table[table.claim == claim]
         mains = list(_mains(lines))
-        found = [_sentence(a) for _, a in mains if a.seeds] or [_needs(lines)]
+        found = [_sentence(a) for _, a in mains if a.seeds] or [_needs(lines[lines.seeds == 0])]
         heads = [": ".join(filter(None, [whose, a.verdict])) for whose, a in mains]
         out += [f"## {claim}: {sentence}"]
         out += [f"**Ours.** {one}" for one in found]
@@ -421,12 +423,13 @@ def _details(lines: pd.DataFrame) -> list[str]:
     """What all lines that were run have in common, then a table of all lines with the rest."""
     seen = lines.seeds > 0
     about = lines[["backbone", "data"]].assign(K=lines.shots.astype(str))
-    about = about.assign(languages=lines.languages.astype(str), seeds=lines.seeds.astype(str))
-    same = about.columns[about[seen].nunique() == 1]
+    for name in ("languages", "seeds"):
+        about[name] = lines[name].astype(str).where(seen, "")
+    same = about.columns[about.where(about != "").nunique() == 1]
     notes = (lines.test + "; " + lines.notes).str.strip("; ").str.split("; ")
     common = set.intersection(*map(set, notes[seen]))
     rest = pd.DataFrame({
-        "what": lines.what, **about.drop(columns=same).where(seen, ""),
+        "what": lines.what, **about.drop(columns=same),
         "effect": lines.effect.map(_number).where(seen, ""),
         "95 %": _spans(lines.low, lines.high).where(seen, ""),
         "second interval": _spans(lines.low2, lines.high2).where(lines.low2.notna(), ""),

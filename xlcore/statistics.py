@@ -80,6 +80,19 @@ def by_seed(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(out, columns=[*keys, "mean", "low", "high", "n"])
 
 
+def summary(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return `by_seed`'s mean, low and high of each group of `keys`, and what they are of.
+
+    That is how many languages (averaged first) and seeds, and the runs (column `run`). Raises
+    InputError as `grid` does, so that every seed of a mean has the same languages, each once.
+    """
+    out = []
+    for key, group in rows.groupby(list(keys), sort=False, dropna=False):
+        table, runs = grid(group), ", ".join(sorted(group.run.unique()))
+        out.append((*key, *mean_interval(table.mean()), *table.shape, runs))
+    return pd.DataFrame(out, columns=[*keys, "mean", "low", "high", "languages", "seeds", "run"])
+
+
 def grid(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one condition's values as a table (languages, seeds).
 
