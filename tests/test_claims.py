@@ -406,7 +406,7 @@ def test_the_mean_effect_at_the_last_epoch_stands_beside_the_best_one():
     means = keys.pivot_table(index="seed", columns="reparameterization", values="value")
     test = stats.ttest_rel(means.mlp, means.none)
     ends = test.confidence_interval()
-    told = f"at the last epoch {(means.mlp - means.none).mean():+.2f}"
+    told = f"mean effect at the last epoch {(means.mlp - means.none).mean():+.2f}"
     told += f" ({ends.low:+.2f} to {ends.high:+.2f})"
     assert first(rows, "C5").notes.endswith(told)
     assert first(rows, "C5").effect == first(together(best), "C5").effect

@@ -257,7 +257,10 @@ def _last_epoch(case: Case) -> dict[str, str]:
     except Missing:
         return {}
     means = {name: st.effect(table) for name, (table, _) in tables.items()}
-    return {name: f"at the last epoch {_estimate(*mean[:3])}" for name, mean in means.items()}
+    return {
+        name: f"mean effect at the last epoch {_estimate(*mean[:3])}"
+        for name, mean in means.items()
+    }
 
 
 def _c5(case: Case) -> Iterator[dict]:
