@@ -144,7 +144,7 @@ for backbone in models:
 for case in claims.cases(rows, base):
     if case.claim == "C2" and {"soft_prompt", "joint_tuning"} <= {*case.rows.method}:
         effects, correlations, _ = claims.freezing(case)
-        means = effects.mean(axis=1).rename("effect").reset_index()
+        means = effects.mean(axis=1).rename("effect").reset_index().assign(seeds=effects.shape[1])
         backbone, k = case.backbone, case.base["shots"]
         about = f"{described}; {models[backbone]}; {k} shots. Frozen minus tuned."
         figure = figures.effect_by_distance(means, correlations, about)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.container import ErrorbarContainer
+from matplotlib.path import Path as Line
 from matplotlib.text import Text
 from scipy.optimize import lsq_linear
 
@@ -37,7 +38,7 @@ def majority(codes, value=25.0):
 
 
 def correlations(kinds=DISTANCES):
-    found = {"rho": 0.5, "low": 0.25, "high": 0.75, "p": 0.012}
+    found = {"rho": 0.5, "low": 0.25, "high": 0.75, "p": 0.012, "families": 15}
     return pd.DataFrame([found] * len(kinds), index=kinds)
 
 
@@ -76,6 +77,8 @@ def drawn(name, codes):
         return figures.heat_map(rows, "about", "method")
     if name == "difference":
         return figures.heat_map(rows, "about", "method", base="soft_prompt")
+    if name == "rates":
+        return figures.rate_grid(grid([*figures.METHOD_NAMES][:3]), "about")
     if name == "grid":
         return figures.rate_grid(grid(list(figures.METHOD_NAMES)), "about")
     if name == "shots":
@@ -108,7 +111,7 @@ def layers(strategies=("movement", "random")):
 
 
 KINDS = ("one", "two", "five", "length", "distance", "heat", "difference", "grid", "bars", "layers",
-         "shots", "losses")  # fmt: skip
+         "shots", "losses", "rates")  # fmt: skip
 
 
 @pytest.fixture
@@ -169,6 +172,17 @@ def test_lengths_names_stand_in_the_order_of_their_lines(rows):
     names = [a.get_text() for a in sorted(right.texts, key=lambda a: a.xyann[1])]
     assert names[0] == "Swahili"
     assert {*names[1:]} == {"English", "German"}
+
+
+def test_each_language_has_a_look_of_its_own_up_to_its_name():
+    codes = FEW[1:7]  # as many as there are looks beside that of English
+    _, right = figures.length_curves(table_of(["eng", *codes], length=[1, 5]), "").axes
+    looks = {(line.get_color(), line.get_marker()) for line in right.lines}
+    assert len(looks) == len(right.lines) == 7
+    ends = {line.get_ydata()[-1]: line.get_color() for line in right.lines}
+    assert {a.xy[1]: a.arrow_patch.get_edgecolor()[:3] for a in right.texts} == {
+        y: to_rgb(colour) for y, colour in ends.items()
+    }
 
 
 def test_length_curves_name_eleven_of_many_languages():
@@ -314,6 +328,30 @@ def test_scatter_names_the_extreme_effects():
     assert named == {*others[:2], *others[-2:]}
 
 
+def test_scatter_says_how_many_seeds_and_what_was_resampled():
+    figure = figures.effect_by_distance(effects(FEW).assign(seeds=5), correlations(), "")
+    told = " ".join(figure.get_supxlabel().split())
+    assert "mean over 5 seeds" in told
+    assert "resample whole language families (15); p corrected for 6 tests" in told
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_line_of_a_scatter_crosses_the_name_of_another_language(seed):
+    figures.style()
+    table = effects(np.random.default_rng(seed).permutation(MANY))
+    figure = figures.effect_by_distance(table, correlations(), "")
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = {a: Text.get_window_extent(a) for a in ax.texts}
+        for a, box in boxes.items():
+            left = a.get_ha() == "right"  # of its point
+            edge = (box.x1 if left else box.x0, (box.y0 + box.y1) / 2)
+            line = Line([edge, ax.transData.transform(a.xy)])
+            crossed = [b.get_text() for b in boxes if b is not a and line.intersects_bbox(boxes[b])]
+            assert crossed == []
+            assert ax.bbox.x0 - 3 < box.x0 and box.x1 < ax.bbox.x1 + 3
+
+
 def mesh_of(figure):
     """The colours' values as (languages, conditions)."""
     mesh = figure.axes[0].collections[0]
@@ -389,32 +427,47 @@ def test_rate_grid_rings_the_lowest_mean():
     assert (*ring.get_xdata(), *ring.get_ydata()) == pytest.approx((0.01, 1.15))
 
 
+def test_rates_of_more_than_three_conditions_have_a_panel_each():
+    names = ["n = 1", "n = 2", "n = 5", "n = 10"]
+    axes = figures.rate_grid(grid(names), "").axes
+    assert [ax.get_title(loc="left") for ax in axes] == names
+    for ax in axes:
+        (ring,) = (line for line in ax.lines if line.get_markerfacecolor() == "none")
+        assert ring.get_xdata() == [0.01]
+    assert len(figures.rate_grid(grid(names[:3]), "").axes) == 1
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_rate_grid_has_a_tick_at_each_rate_and_numbers_that_do_not_touch(n):
+    figures.style()
+    rates = [3e-6, 1e-5, 3e-5, 0.001, 0.02, 0.03, 0.04, 0.05, 1.0, 2.0]
+    cells = itertools.product("abcd"[:n], rates, [1, 2])
+    rows = pd.DataFrame(cells, columns=["condition", "learning_rate", "seed"])
+    rows = rows.assign(value=1 + (rows.learning_rate - 0.03).abs(), metric="dev_loss")
+    figure = figures.rate_grid(rows, "")
+    figure.draw_without_rendering()
+    ax = figure.axes[-1]
+    assert [*ax.get_xticks()] == rates and not len(ax.get_xticks(minor=True))
+    labels = [t for t in ax.get_xticklabels() if t.get_text()]
+    assert {"0.03"} <= {t.get_text() for t in labels} < set(map(figures.rate_text, rates))
+    boxes = [t.get_window_extent() for t in labels]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(3e-6, "3e−6"), (2.5e-4, "2.5e−4"), (0.001, "0.001"), (0.03, "0.03"), (1, "1")],
+)
+def test_rates_are_written_as_they_are_read(rate, text):
+    assert figures.rate_text(rate) == text
+
+
 def test_rate_grid_of_accuracies_rings_the_highest_mean():
     rows = grid(["lora"]).assign(metric="dev_accuracy")
     (ax,) = figures.rate_grid(rows, "", "dev_accuracy").axes
     ring = next(line for line in ax.lines if line.get_markerfacecolor() == "none")
     assert (*ring.get_xdata(), *ring.get_ydata()) == pytest.approx((0.1, 1.24))
     assert ax.get_ylabel() == "English dev accuracy (%)"
-
-
-def test_rate_grid_gives_more_than_four_conditions_a_panel_each_with_ticks_at_tried_rates():
-    names = ["n = 1", "n = 2", "n = 5", "n = 10", "n = 20"]
-    axes = figures.rate_grid(grid(names), "").axes
-    assert [ax.get_title(loc="left") for ax in axes] == names
-    assert [t.get_text() for t in axes[-1].get_xticklabels()] == ["0.001", "0.01", "0.1"]
-    rings = [x for ax in axes for x in ax.lines if x.get_markerfacecolor() == "none"]
-    assert [[*ring.get_xdata()] for ring in rings] == [[0.01]] * 5
-
-
-def test_rate_grid_writes_no_ticks_on_one_another():
-    rates = [1e-6, 3e-6, 1e-5, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
-    rows = pd.concat(
-        grid(["lora"]).query("learning_rate == 0.01").assign(learning_rate=x) for x in rates
-    )
-    figure = figures.rate_grid(rows, "")
-    figure.draw_without_rendering()
-    boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
-    assert len(boxes) > 4 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_rate_grid_rings_no_rate_that_lost_a_seed():
@@ -481,6 +534,16 @@ def test_effect_bars_hold_the_tables_numbers_in_its_order():
     assert bars_of(ax) == {"vocabulary": (-5, -6, -3.5), "label words": (5, 4, 6.5)}
 
 
+def test_effect_bars_name_the_base_and_say_that_nothing_is_corrected():
+    table = ledger(["residual_mlp, hidden 50", "lstm, hidden 50"], groups=["reparameterization"])
+    figure = figures.effect_bars(table.assign(base="none"), "")
+    (ax,) = figure.axes
+    assert ax.get_title(loc="left") == "reparameterization (base: no network)"
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert names == ["residual MLP, hidden 50", "LSTM, hidden 50"]
+    assert "not corrected for all 2" in figure.get_supxlabel()
+
+
 def test_effect_bars_put_groups_of_the_same_labels_side_by_side():
     table = ledger(["English", "German"])
     axes = figures.effect_bars(table[:3], "").axes  # the second group lacks German
@@ -538,6 +601,38 @@ def test_captions_carry_the_text_and_a_hash(kind):
     words = drawn(kind, FEW).get_supxlabel().split()
     assert words[0] == "about"
     assert len(words[-1].rstrip(".")) == 12 and int(words[-1].rstrip("."), 16) >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("residual_mlp 200", "residual MLP 200"),
+        ("mlp, hidden 50", "MLP, hidden 50"),
+        ("joint_tuning", "soft prompt, model tuned"),
+        ("label_words", "label words"),
+        ("large_final", "large final"),
+        ("n = 10", "n = 10"),
+        ("Haitian Creole", "Haitian Creole"),
+        (5, "5"),
+    ],
+)
+def test_names_are_readable_and_stay_so(name, wanted):
+    assert figures.readable(name) == wanted == figures.readable(wanted)
+
+
+def test_captions_say_which_condition_has_how_many_seeds():
+    rows = table_of(["eng", "deu"], method=["soft_prompt", "joint_tuning"])
+    rows = rows[(rows.method == "soft_prompt") | (rows.seed == 1)]
+    wanted = "3 seeds (soft prompt, frozen model), 1 seed (soft prompt, model tuned)"
+    for figure in (figures.compare_profile(rows, ""), figures.heat_map(rows, "", "method")):
+        assert wanted in " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("pad", range(12))
+def test_captions_keep_a_number_with_its_sign(rows, pad):
+    figure, _ = plt.subplots()
+    figures.caption(figure, " ".join(["x" * (90 + pad), "5 %", "n = 5"] * 3), rows)
+    assert {"%", "=", "5"}.isdisjoint(figure.get_supxlabel().replace("\u00a0", "_").split())
 
 
 @pytest.mark.parametrize("change", ["effect", "rho"])

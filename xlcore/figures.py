@@ -6,6 +6,7 @@ SPT sections 4 and 5: transfer per language and distance, prompt length, reparam
 
 import hashlib
 import json
+import re
 import textwrap
 from collections.abc import Iterable
 from itertools import cycle
@@ -40,6 +41,7 @@ GREY, LIGHT = "#888888", "#e6e6e6"
 KINDS = ("embeddings", "attention", "feed-forward", "LayerNorm", "bias")  # of `tickets.place`
 PAGE = 6.5  # inches between the margins of a page; no letter is below SMALL points at this width
 SMALL = 7
+LINES = 3  # conditions whose lines stay apart in one panel of rates; more get a panel each
 FEWEST = 3  # seeds that an interval is drawn from; of fewer, each is shown (t is 12.7 at two)
 LOOKS = (
     (BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"),
@@ -55,7 +57,9 @@ SCALES = {  # what accuracy is drawn against
 NAMES = METHOD_NAMES | {
     "ltp": "LTP: prompt, ticket", "random_ticket": "prompt, random ticket",
     "prompt_only": "soft prompt only", "bitfit": "BitFit", "dp": "DP", "sp": "SP", "mp": "MP",
-    "mlp": "MLP", "residual_mlp": "residual MLP", "lstm": "LSTM", "last": "last epoch",
+    "none": "no network", "mlp": "MLP", "residual_mlp": "residual MLP", "lstm": "LSTM",
+    "label_words": "label words", "init": "initialization", "selection": "epoch",
+    "best_dev": "best on dev",
 }  # fmt: skip
 
 
@@ -76,7 +80,9 @@ def rows_hash(rows: pd.DataFrame) -> str:
 
 def caption(figure: Figure, text: str, rows: pd.DataFrame) -> None:
     """Write what stands behind a figure under it: data, model, n, interval, and the rows' hash."""
-    whole = f"{text} Rows\u00a0{rows_hash(rows)[:12]}."  # the space keeps the two on one line
+    whole = f"{text} Rows {rows_hash(rows)[:12]}."
+    for part in (" %", " = ", "Rows "):  # stay on one line
+        whole = whole.replace(part, part.replace(" ", "\u00a0"))
     width = int(figure.get_figwidth() * 18)
     figure.supxlabel(
         "\n".join(textwrap.wrap(whole, width)), fontsize=7, color="#555555", ha="center"
@@ -95,6 +101,12 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
 
 def name_of(code: str) -> str:
     return resolve(code).name
+
+
+def readable(name: object) -> str:
+    """Return a condition's name for a reader; a network's width, as in "mlp 50", stays behind."""
+    code, width = re.fullmatch(r"(.*?)((?:,? (?:hidden )?\d+)?)", str(name)).groups()
+    return NAMES.get(code, code.replace("_", " ")) + width
 
 
 def pick(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -136,7 +148,7 @@ def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     if len(names) > len(LOOKS):
         raise InputError(f"{len(names)} conditions in one figure; at most {len(LOOKS)} are legible")
     turn = list(METHOD_NAMES) if set(names) <= set(METHOD_NAMES) else names
-    return {n: (METHOD_NAMES.get(n, n), *LOOKS[turn.index(n)]) for n in turn if n in names}
+    return {n: (readable(n), *LOOKS[turn.index(n)]) for n in turn if n in names}
 
 
 def _panels(high: int, wide: int, height: float, **options: object) -> tuple[Figure, np.ndarray]:
@@ -152,8 +164,7 @@ def _small(names: Iterable[str], most: int, x: str, y: str) -> tuple[Figure, dic
     wide = -(-len(names) // high)
     figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=True, sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
-        title = NAMES.get(name, name.replace("_", " "))
-        ax.set_title(title, fontsize="medium", loc="left")
+        ax.set_title(readable(name), fontsize="medium", loc="left")
     for ax in axes[:, 0]:
         ax.set_ylabel(y)
     for ax in axes.flat[max(0, len(names) - wide) : len(names)]:  # none stands below
@@ -164,9 +175,15 @@ def _small(names: Iterable[str], most: int, x: str, y: str) -> tuple[Figure, dic
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
-def _seeds(table: pd.DataFrame) -> str:
-    least, most = table.n.min(), table.n.max()
-    return f"{least} seeds" if least == most else f"{least} to {most} seeds"
+def _seeds(table: pd.DataFrame, by: str) -> str:
+    """How many seeds there are (n), of which condition of `by` if they differ."""
+    found: dict[str, list[str]] = {}
+    for name, n in table.groupby(by, sort=False).n:
+        count = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+        found.setdefault(f"{count} seed{'s' * (count != '1')}", []).append(readable(name))
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{count} ({'; '.join(names)})" for count, names in found.items())
 
 
 def _left_out(rows: pd.DataFrame) -> str:
@@ -191,10 +208,10 @@ def compare_profile(rows: pd.DataFrame, about: str, kind: str = "syntactic") -> 
         _profile(ax, rows, list(part), looks)
     entries = axes[0, 0].get_legend_handles_labels()
     figure.legend(*entries, ncols=3, loc="outside upper right", columnspacing=1)
-    seeds = _seeds(by_seed(shown, ["method", "language"]))
+    counted = by_seed(shown, ["method", "language"])
     order = f"Languages from left to right by {kind} distance from English (URIEL)."
-    bars = f"{seeds}; bars: Student t interval (95 %) over seeds"
-    if by_seed(shown, ["method", "language"]).n.min() < FEWEST:
+    bars = f"{_seeds(counted, 'method')}; bars: Student t interval (95 %) over seeds"
+    if counted.n.min() < FEWEST:
         bars += f", none for fewer than {FEWEST} seeds: a small dot each"
     caption(figure, f"{about}{_left_out(rows)} {bars}. {order}", rows)
     return figure
@@ -262,7 +279,7 @@ def length_curves(
     bands = f"{rows.seed.nunique()} seeds; bands: Student t interval (95 %) over seeds."
     caption(figure, f"{about} {bands} Right: each language{note}.", rows)
     figure.draw_without_rendering()  # names need the final layout
-    _name_points(right, ends.assign(left=False, beside=ends.y))
+    _name_points(right, ends.assign(offset=14, beside=ends.y))
     return figure
 
 
@@ -272,13 +289,16 @@ def _each_language(ax: Axes, rows: pd.DataFrame, source: str, by: str) -> tuple[
     table = table.rename(columns={by: "x", "mean": "y"})
     ends = table[table.x == table.x.max()].sort_values("y").set_index("language")
     few = len(ends) <= 16
-    plain = {"color": BLUE, "lw": 1, "alpha": 0.8 if few else 0.4}
+    others = ends.index.drop(source, errors="ignore")
+    named = others if few else others[np.r_[:5, -5:0]]
+    own = [look for look in LOOKS if look[0] != ORANGE]  # which is English's
+    looks = dict(zip(named, cycle(own))) | {source: (ORANGE, "D")}
     for code, line in table.groupby("language"):
-        ax.plot(line.x, line.y, **({"color": ORANGE, "lw": 1.5} if code == source else plain))
-    if few:
-        return ends, ""
-    named = {*ends.index[:5], *ends.index[-5:], source}
-    return ends[ends.index.isin(named)], ", named: English and the five at either end"
+        colour, marker = looks.get(code, (LIGHT, ""))
+        there = {"lw": 1.5 if code == source else 1, "zorder": 2 if code in looks else 1.5}
+        ax.plot(line.x, line.y, color=colour, marker=marker, ms=3, **there)
+    ends = ends[ends.index.isin(looks)].assign(colour=lambda t: [looks[c][0] for c in t.index])
+    return ends, "" if few else ", named: English and the five at either end"
 
 
 def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
@@ -293,34 +313,41 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
 
 
 def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    """Write languages' names (index) right or left of points x, y, near the height `beside`.
+    """Write languages' names (index) beside points x, y, near the height `beside` (ascending).
 
-    The figure must have been laid out, so that points (of a font) can become units of y.
+    offset: from the point, in points of a font, to the left if below 0. The lines to them have the
+    `colour`s, if any. The figure must have been laid out, so that such points can become units.
     """
     low, high = ax.get_ylim()
     point = (high - low) / ax.get_window_extent().height * ax.figure.dpi / 72
     places = spread(points.beside, 1.2 * SMALL * point, low + 4 * point, high - 4 * point)
     halo = [withStroke(linewidth=2, foreground="white")]
-    for at, place in zip(points.itertuples(), places, strict=True):
-        side, offset = ("right", -14) if at.left else ("left", 14)
-        line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 1}
-        line["relpos"] = (float(at.left), 0.5)
-        where = {"xy": (at.x, at.y), "xytext": (offset, place), "ha": side, "va": "center"}
+    colours = points.get("colour", [GREY] * len(points))
+    for at, place, colour in zip(points.itertuples(), places, colours, strict=True):
+        left = at.offset < 0
+        line = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 1}
+        line["relpos"] = (float(left), 0.5)
+        where = {
+            "xy": (at.x, at.y),
+            "xytext": (at.offset, place),
+            "ha": "right" if left else "left",
+        }
         ax.annotate(name_of(at.Index), **where, textcoords=("offset points", "data"), zorder=1.5,
-                    fontsize=SMALL, arrowprops=line, path_effects=halo)  # fmt: skip
+                    va="center", fontsize=SMALL, arrowprops=line, path_effects=halo)  # fmt: skip
 
 
 def effect_by_distance(effects: pd.DataFrame, statistics: pd.DataFrame, about: str) -> Figure:
     """Draw each language's effect against its distance from English, one panel a distance.
 
-    effects: language, effect (difference in accuracy, points); English itself is left out.
-    statistics: by kind of distance (index) rho, low, high, and p corrected for that many tests.
-    The two lowest and the two highest effects are named. Raises InputError for an unknown distance
-    or a language twice.
+    effects: language, effect (difference in accuracy, points), perhaps seeds (how many it is the
+    mean of); English itself is left out. statistics: by kind of distance (index) rho, low, high, p
+    corrected for that many tests, and the families that low, high and p resample. The two lowest
+    and the two highest effects are named. Raises InputError for an unknown distance or a language
+    twice.
     """
     effects = _checked(effects[effects.language != "eng"], ["language"], "effect")
     found = statistics.rename_axis("distance").reset_index()
-    found = _checked(found, ["distance"], "rho", "low", "high", "p")
+    found = _checked(found, ["distance"], "rho", "low", "high", "p", "families")
     far = distances()[[choose("distance", kind, DISTANCES) for kind in found.distance]]
     table = effects.set_index("language").rename(columns={"effect": "y"}).sort_values("y")
     n = -(-len(found) // 3)
@@ -334,21 +361,59 @@ def effect_by_distance(effects: pd.DataFrame, statistics: pd.DataFrame, about: s
         ax.set_ylabel("effect (points)")
     for ax in axes.flat[len(found) :]:
         ax.remove()
-    tests = f"ρ: Spearman's, with its 95 % interval; p corrected for {len(found)} tests."
-    told = f"{about} Without English; distances from URIEL. {tests}"
-    caption(figure, told, pd.concat([effects, found]))
+    caption(figure, f"{about} {_tests(effects, found)}", pd.concat([effects, found]))
     figure.draw_without_rendering()  # names need the final layout
     for ax, few in named.items():
-        _name_points(ax, _outwards(few, *ax.get_xlim(), np.ptp(ax.get_ylim())))
+        _name_points(ax, _outwards(few, ax))
     return figure
 
 
-def _outwards(points: pd.DataFrame, low: float, high: float, tall: float) -> pd.DataFrame:
-    """Say where their names go: towards the middle, and a line above or below every point."""
+def _tests(effects: pd.DataFrame, found: pd.DataFrame) -> str:
+    """What the dots and the correlations of a figure by distance rest on, in words."""
+    count = sorted(set(effects.seeds)) if "seeds" in effects else []
+    seeds = " or ".join(f"{n:.0f}" for n in count) + " seeds" if count else "seeds"
+    families = " or ".join(f"{n:.0f}" for n in sorted(set(found.families)))
+    return (
+        f"A dot a language but English, its mean over {seeds}; distances from URIEL. ρ: Spearman's;"
+        f" its 95 % interval and p resample whole language families ({families}); p corrected for"
+        f" {len(found)} tests."
+    )
+
+
+def _outwards(points: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Say where names go, above or below every point, so that no line crosses a name."""
+    (low, high), tall = ax.get_xlim(), np.ptp(ax.get_ylim())
+    wide = ax.get_window_extent().width * 72 / ax.figure.dpi
+    points = points.assign(
+        across=(points.x - low) / (high - low) * wide,  # points of a font
+        needs=[14 + _text_width(ax, name_of(code), SMALL) for code in points.index],
+    )
     up = points.y > points.y.median()
-    rim, line = np.where(up, points.y.max(), points.y.min()), np.where(up, 0.09, -0.09) * tall
-    beside = (points.y + line).where((points.y + line - rim).abs() >= abs(line), rim + line)
-    return points.assign(left=points.x > (low + high) / 2, beside=beside)
+    ends = [(sign, points[up == (sign > 0)]) for sign in (-1, 1)]
+    placed = [
+        _sideways(part, sign, wide).assign(beside=sign * ((sign * part.y).max() + 0.09 * tall))
+        for sign, part in ends
+        if len(part)
+    ]
+    return pd.concat(placed)
+
+
+def _sideways(part: pd.DataFrame, sign: int, wide: float) -> pd.DataFrame:
+    """Order an end's names from the bottom and say to which side each goes, and how far.
+
+    Two go to either side, else towards each other; without room for that all go to one side, their
+    ends in line, and that of the farthest point stands outside.
+    """
+    part = part.sort_values(["across", "y"])
+    (first, *_), (*_, last) = part.across, part.across
+    left, right = first - part.needs.iloc[0], wide - last - part.needs.iloc[-1]
+    if len(part) == 2 and (min(left, right) > 0 or last - first > 14 + part.needs.max()):
+        out = 14 if min(left, right) > 0 else -14
+        return part.assign(offset=[-out, out]).sort_values("y")
+    left, right = first - part.needs.max(), wide - last - part.needs.max()
+    out = 14 + min(0, max(left, right))  # nearer where the room is short
+    offset = first - part.across - out if left > right else last - part.across + out
+    return part.assign(offset=offset, far=sign * offset.abs()).sort_values(["far", "y"])
 
 
 def _scatter(ax: Axes, points: pd.DataFrame, test: tuple) -> None:
@@ -378,12 +443,12 @@ def heat_map(
     label, look = "mean accuracy (%)", {"cmap": "viridis"}
     if base is not None:
         table = table.sub(table.pop(choose("base", str(base), table.columns)), axis=0)
-        about = f"{about} Difference from {NAMES.get(base, base)}."
+        about = f"{about} Difference from {readable(base)}."
         label, look = "difference (points)", {"cmap": "RdBu", "norm": CenteredNorm()}
     figure = _heat(table, label, look)
     blank = " Grey: not measured." if table.isna().any(axis=None) else ""
     order = "From top to bottom by syntactic distance from English (URIEL)."
-    told = f"{about}{_left_out(rows)} Means over {_seeds(means)}."
+    told = f"{about}{_left_out(rows)} Means over {_seeds(means, condition)}."
     caption(figure, f"{told} {order}{blank}", rows)
     return figure
 
@@ -408,7 +473,7 @@ def _heat(table: pd.DataFrame, label: str, look: dict) -> Figure:
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.set_yticks(np.arange(high) + 0.5, map(name_of, table.index), fontsize=size)
-    names = [NAMES.get(c, c) for c in table]
+    names = list(map(readable, table))
     turn = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(wide) + 0.5, names, **(turn if max(map(len, names)) > 9 else {}))
     return figure
@@ -431,7 +496,7 @@ def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
         error = [table["mean"] - table.low, table.high - table["mean"]]
         colour, marker = LOOKS[i % len(LOOKS)]
         line = {"marker": marker, "ls": "-" if i < len(LOOKS) else "--", "ms": 4, "lw": 1.2}
-        ax.errorbar(x, table["mean"], error, color=colour, label=NAMES.get(method, method), **line)
+        ax.errorbar(x, table["mean"], error, color=colour, label=readable(method), **line)
     if len(base := rows[(rows.method == "majority") & (rows.language != source)]):
         ax.axhline(base.value.mean(), color=BLACK, ls=":", lw=1, label="majority label")
         ax.update_datalim([(x.iloc[0], base.value.mean())])  # a margin below it, too
@@ -442,7 +507,7 @@ def shots_curves(rows: pd.DataFrame, about: str, source: str = "eng") -> Figure:
     ax.minorticks_off()
     ax.set(xlabel="K, labelled examples per class (log scale)", ylabel="accuracy (%)")
     figure.legend(loc="outside right upper")
-    seeds = _seeds(by_seed(shown, ["method", "shots"]))
+    seeds = _seeds(by_seed(shown, ["method", "shots"]), "method")
     mean = f"mean of {shown.language.nunique()} languages without English"
     bars = f"{seeds}; {mean}; bars: Student t interval (95 %) over seeds."
     caption(figure, f"{about}{_left_out(rows)} {bars}", rows)
@@ -453,62 +518,86 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
     """Draw a dev metric against learning rate, one line a condition, the best mean ringed.
 
     rows: metric "dev_loss" (nats, on a log scale) or "dev_accuracy" (%), with condition,
-    learning_rate and seed; one dot a seed. More than four conditions have a panel each. A rate that
+    learning_rate and seed; one dot a seed. More than LINES conditions get a panel each. A rate that
     lacks a seed (its loss was not finite) gets no ring. Raises InputError for no such rows, or for
     two of one condition, rate and seed.
     """
     cell = ["condition", "learning_rate", "seed"]
-    scale, name = CURVES[choose("dev metric", metric, CURVES)]
+    sign, name = CURVES[choose("dev metric", metric, CURVES)]
     shown = _checked(pick(rows, metric=metric), cell, "value")
     looks = _looks(shown.condition.unique())
-    figure, axes = _rate_axes(looks, name)
-    for condition, (label, colour, marker) in looks.items():
-        ax, part = axes[condition], shown[shown.condition == condition]
-        table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
-        ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
-        line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
-        ax.plot(table.learning_rate, table["mean"], **line)
-        whole = (np.sign(scale) * table["mean"]).where(table.n == table.n.max())
-        best = table.loc[whole.idxmax()]
-        ax.plot(best.learning_rate, best["mean"], "o", mfc="none", color=colour, ms=11, mew=1.2)
-    alone = len(set(axes.values())) == 1
-    for ax in axes.values():
-        _rate_scales(ax, sorted(shown.learning_rate.unique()), 9 if alone else 4, metric)
-    if alone:
-        figure.legend(loc="outside right upper")
-    seeds = _seeds(by_seed(shown, cell[:2]))
-    caption(
-        figure,
-        f"{about} {seeds}, a dot each; lines: means; ring: best mean. No test texts used.",
-        rows,
-    )
+    name = name.replace(" (nats)", "\n(nats, log scale)")
+    labels = ("learning rate (log scale)", f"English {name}")
+    if len(looks) > LINES:
+        figure, panels = _small(looks, 3, *labels)
+    else:
+        figure, [[ax]] = _panels(1, 1, 3.2)
+        panels = dict.fromkeys(looks, ax)
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+    best = [_rates(panels[c], shown[shown.condition == c], sign, look) for c, look in looks.items()]
+    for ax in set(panels.values()):
+        ax.set_xscale("log")
+        if metric == "dev_loss":
+            _loss_scale(ax, (1, 2, 5) if len(looks) > LINES else (1, 1.5, 2, 3, 5, 7))
+    if len(looks) <= LINES:
+        figure.legend(ncols=2, loc="outside upper left")
+    seeds = _seeds(by_seed(shown, cell[:2]), "condition")
+    told = f"{seeds}, a dot each; lines: means; ring: best mean. No test texts used."
+    caption(figure, f"{about} {told}", rows)
+    figure.draw_without_rendering()  # how many numbers there is room for depends on the layout
+    for ax in set(panels.values()):
+        _rate_ticks(ax, shown.learning_rate.unique(), best)
     return figure
 
 
-def _rate_axes(looks: dict, y: str) -> tuple[Figure, dict[str, Axes]]:
-    """Return one axes for all conditions, or a panel each where there are more than four."""
-    x = "learning rate (log scale)"
-    if len(looks) > 4:
-        return _small(looks, 3, x, y)
-    figure, [[ax]] = _panels(1, 1, 3.2)
-    ax.set(xlabel=x, ylabel=f"English {y}")
-    return figure, dict.fromkeys(looks, ax)
+def _rates(ax: Axes, part: pd.DataFrame, sign: float, look: tuple[str, str, str]) -> float:
+    """Draw one condition's seeds and means, the best one ringed; return its rate."""
+    label, colour, marker = look
+    table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
+    ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
+    line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
+    ax.plot(table.learning_rate, table["mean"], **line)
+    best = table.loc[(sign * table["mean"]).where(table.n == table.n.max()).idxmax()]
+    ax.plot(best.learning_rate, best["mean"], "o", mfc="none", color=colour, ms=11, mew=1.2)
+    return best.learning_rate
 
 
-def _rate_scales(ax: Axes, rates: list[float], room: int, metric: str) -> None:
-    """Put ticks at rates that were tried, as many as have room; a loss is on a log scale."""
-    ax.set_xscale("log")
-    apart, ticks = max(2, (rates[-1] / rates[0]) ** (1 / room)), rates[:1]
-    for rate in rates[1:]:
-        if rate >= 0.99 * apart * ticks[-1]:
-            ticks.append(rate)
-    ax.set_xticks(ticks, [f"{rate:g}".replace("e-0", "e−") for rate in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
-    if metric == "dev_loss":
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_locator(NullLocator())
+def _loss_scale(ax: Axes, subs: tuple[float, ...]) -> None:
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _text_width(ax: Axes, text: str, size: float | str) -> float:
+    """How wide a text is drawn, in points; size: in points, or a name that matplotlib knows."""
+    drawn = ax.text(0, 0, text, fontsize=size)
+    width = drawn.get_window_extent().width * 72 / ax.figure.dpi
+    drawn.remove()
+    return width
+
+
+def rate_text(rate: float) -> str:
+    """Write a learning rate as one reads it: 2, 0.03 or 3e−5."""
+    figures, power = f"{rate:e}".split("e")
+    return f"{rate:g}" if rate >= 1e-3 else f"{float(figures):g}e\u2212{-int(power)}"
+
+
+def _rate_ticks(ax: Axes, rates: Iterable[float], first: Iterable[float]) -> None:
+    """Put a tick at each rate, with its number where there is room, before all at the `first`.
+
+    The figure must have been laid out, so that its width is known.
+    """
+    rates, size = np.sort(rates), plt.rcParams["xtick.labelsize"]
+    place = ax.transData.transform(np.column_stack([rates, np.ones(len(rates))]))[:, 0]
+    place = dict(zip(rates, place * 72 / ax.figure.dpi, strict=True))  # points
+    half = {r: _text_width(ax, rate_text(r), size) / 2 for r in rates}
+    named: set[float] = set()
+    for one in (*first, *rates):
+        if all(abs(place[one] - place[r]) > half[one] + half[r] + 5 for r in named - {one}):
+            named.add(one)
+    ax.set_xticks(rates, [rate_text(r) if r in named else "" for r in rates])
+    ax.minorticks_off()
 
 
 def dev_curves(
@@ -579,7 +668,8 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     """Draw paired effects with their intervals around zero, in the table's order from the top.
 
     table: label, effect, low, high (points), group: a panel each, under one another, or side by
-    side where most labels are shared (languages, say). Raises InputError for a label twice in one.
+    side where most labels are shared (languages, say); perhaps base, what a group is compared with.
+    Raises InputError for a label twice in one.
     """
     _checked(table, ["group", "label"], "effect", "low", "high")
     groups = table.groupby("group", sort=False)
@@ -593,20 +683,17 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     for ax, (group, part) in zip(axes.flat, groups, strict=True):
         labels = shared if beside else list(part.label)
         _intervals(ax, part, part.label.map(labels.index))
-        ax.set_title(group, fontsize="medium", loc="left")
-        ax.set_yticks(range(len(labels)), map(_readable, labels), fontsize=size)
+        from_base = f" (base: {readable(part.base.iloc[0])})" if "base" in part else ""
+        ax.set_title(readable(group) + from_base, fontsize="medium", loc="left")
+        ax.set_yticks(range(len(labels)), map(readable, labels), fontsize=size)
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes[-1]:
         ax.set_xlabel("effect (points)")
         ax.spines["bottom"].set_visible(True)
         ax.locator_params(axis="x", nbins=4 if beside else 8)
-    caption(figure, f"{about} Bars: 95 % interval, grey where it holds 0.", table)
+    bars = f"Bars: 95 % interval of each effect alone, not corrected for all {len(table)}"
+    caption(figure, f"{about} {bars}; grey where it holds 0.", table)
     return figure
-
-
-def _readable(label: str) -> str:
-    """Return "residual MLP, hidden 200" for "residual_mlp, hidden 200"."""
-    return ", ".join(NAMES.get(x, x.replace("_", " ")) for x in str(label).split(", "))
 
 
 def _intervals(ax: Axes, part: pd.DataFrame, place: pd.Series) -> None:
