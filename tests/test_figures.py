@@ -437,6 +437,13 @@ def test_rates_of_more_than_three_conditions_have_a_panel_each():
     assert len(figures.rate_grid(grid(names[:3]), "").axes) == 1
 
 
+def test_panels_of_rates_that_share_ticks_are_laid_out_in_their_order(monkeypatch):
+    seen = []  # the last one sets the ticks of all, so the order must not depend on the process
+    monkeypatch.setattr(figures, "_rate_ticks", lambda ax, *_: seen.append(ax))
+    figure = figures.rate_grid(grid([f"n = {n}" for n in range(7)]), "")
+    assert seen == figure.axes
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_rate_grid_has_a_tick_at_each_rate_and_numbers_that_do_not_touch(n):
     figures.style()

@@ -535,7 +535,7 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
         panels = dict.fromkeys(looks, ax)
         ax.set(xlabel=labels[0], ylabel=labels[1])
     best = [_rates(panels[c], shown[shown.condition == c], sign, look) for c, look in looks.items()]
-    for ax in set(panels.values()):
+    for ax in dict.fromkeys(panels.values()):
         ax.set_xscale("log")
         if metric == "dev_loss":
             _loss_scale(ax, (1, 2, 5) if len(looks) > LINES else (1, 1.5, 2, 3, 5, 7))
@@ -545,7 +545,7 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
     told = f"{seeds}, a dot each; lines: means; ring: best mean. No test texts used."
     caption(figure, f"{about} {told}", rows)
     figure.draw_without_rendering()  # how many numbers there is room for depends on the layout
-    for ax in set(panels.values()):
+    for ax in dict.fromkeys(panels.values()):
         _rate_ticks(ax, shown.learning_rate.unique(), best)
     return figure
 
