@@ -11,7 +11,8 @@ TORCH   ?=
 # Waiting threads sleep: on a machine shared with others, spinning ones slow a run down tenfold.
 export OMP_WAIT_POLICY ?= passive
 # Large buffers are kept and used again: fetching them from the system each time costs a third of a
-# training step (glibc; ignored elsewhere).
+# training step (glibc; ignored elsewhere). Gradients of word embeddings (scope=all) break such a heap
+# into pieces that never shrink: there, call make with MALLOC_MMAP_MAX_=65536 before it.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
