@@ -61,6 +61,7 @@ def scores_of(encoder, vectors):
 
 
 @cache
+@torch.enable_grad()  # whichever test asks first
 def trained(kind):
     """Train prompt and ticket for three steps; return what came of it and the model's scores."""
     torch.set_num_threads(1)  # thread hand-over costs more than these models' arithmetic

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from xlcore.encoders import Encoder
     from xlcore.study import Study
 
-FORMAT = "1"  # raised when files of the old form can no longer be read
+FORMAT = "2"  # raised when files of the old form can no longer be read
 TENSOR, PEFT_TENSOR = "prompt", "prompt_embeddings"
 VALUES = "ticket.values."  # before parameter names
 # Deflated safetensors files: of five mask bits one is 1, and most words' biases in a head are 0.
