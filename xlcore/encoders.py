@@ -23,6 +23,7 @@ from xlcore.backbones import (
     must_be_exact,
     pad,
     random_texts,
+    return_large_buffers,
     weights_sha256,
 )
 from xlcore.cloze import POSITIONS, Cloze, cloze, insert
@@ -215,6 +216,7 @@ def moving(model: nn.Module, moved: Sequence[nn.Parameter]) -> Iterator[dict[nn.
 
     Yields the values to put back, which a caller may replace.
     """
+    return_large_buffers(moved)
     flags = [(p, p.requires_grad) for p in model.parameters()]
     kept = {p: p.detach().clone() for p in moved}
     model.requires_grad_(False).zero_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from xlcore.backbones import return_large_buffers
 from xlcore.tickets import Tensors, Ticket
 
 
@@ -77,6 +78,7 @@ class MaskedWeights:
         if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
             raise RuntimeError("a ticket trains in one process; run seeds side by side instead")
         weights = ticket.of(model)
+        return_large_buffers(weights.values())
         self._ticket = ticket
         self._parts = {n: _Part(w, ticket.indices(n).to(w.device)) for n, w in weights.items()}
         if values is not None:
