@@ -127,7 +127,7 @@ for job, one in zip(jobs, trained, strict=True):
     curve = pd.DataFrame(one.history).set_index("epoch").dev_loss
     ax.plot(curve, color=colours[kind], alpha=0.7)
 for kind, colour in colours.items():
-    ax.plot([], [], color=colour, label=kind)
+    ax.plot([], [], color=colour, label=figures.readable(kind))
 ax.set(xlabel="epoch", ylabel="English dev loss (nats)", ylim=(0, None))
 _ = ax.legend()
 

@@ -226,7 +226,7 @@ shown.set_index(["switch", "value"]).round(2)
 # %%
 others = others.rename(columns={"switch": "group", "value": "label"})
 for backbone, part in others.groupby("backbone") if len(others) else ():
-    about = f"{described}; {models[backbone]}; other languages; {part.seeds.min()} or more seeds."
+    about = f"{described}; {models[backbone]}; mean of the languages other than English."
     figure = figures.effect_bars(part.drop_duplicates(["group", "label"]), about)
     keep(figure, f"{backbone.split('/')[-1]}-ledger")
 

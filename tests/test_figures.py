@@ -551,6 +551,13 @@ def test_effect_bars_name_the_base_and_say_that_nothing_is_corrected():
     assert "not corrected for all 2" in figure.get_supxlabel()
 
 
+def test_effect_bars_say_what_each_group_rests_on():
+    table = ledger(["a", "b"], groups=["init"]).assign(languages=[7, 51], seeds=1)
+    (ax,) = figures.effect_bars(table.assign(base="none"), "").axes
+    told = "initialization (base: no network; 7 to 51 languages; 1 seed)"
+    assert ax.get_title(loc="left") == told
+
+
 def test_effect_bars_put_groups_of_the_same_labels_side_by_side():
     table = ledger(["English", "German"])
     axes = figures.effect_bars(table[:3], "").axes  # the second group lacks German

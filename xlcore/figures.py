@@ -668,8 +668,8 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     """Draw paired effects with their intervals around zero, in the table's order from the top.
 
     table: label, effect, low, high (points), group: a panel each, under one another, or side by
-    side where most labels are shared (languages, say); perhaps base, what a group is compared with.
-    Raises InputError for a label twice in one.
+    side where most labels are shared (languages, say); perhaps base, what a group is compared with,
+    languages and seeds, both told in its title. Raises InputError for a label twice in one.
     """
     _checked(table, ["group", "label"], "effect", "low", "high")
     groups = table.groupby("group", sort=False)
@@ -683,8 +683,7 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     for ax, (group, part) in zip(axes.flat, groups, strict=True):
         labels = shared if beside else list(part.label)
         _intervals(ax, part, part.label.map(labels.index))
-        from_base = f" (base: {readable(part.base.iloc[0])})" if "base" in part else ""
-        ax.set_title(readable(group) + from_base, fontsize="medium", loc="left")
+        ax.set_title(readable(group) + _told(part), fontsize="medium", loc="left")
         ax.set_yticks(range(len(labels)), map(readable, labels), fontsize=size)
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes[-1]:
@@ -694,6 +693,16 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     bars = f"Bars: 95 % interval of each effect alone, not corrected for all {len(table)}"
     caption(figure, f"{about} {bars}; grey where it holds 0.", table)
     return figure
+
+
+def _told(part: pd.DataFrame) -> str:
+    """Return what a group is compared with and rests on, in brackets, "" if its table is silent."""
+    told = [f"base: {readable(part.base.iloc[0])}"] if "base" in part else []
+    for name in [name for name in ("languages", "seeds") if name in part]:
+        low, high = part[name].min(), part[name].max()
+        number = f"{low}" if low == high else f"{low} to {high}"
+        told.append(f"{number} {name if high > 1 else name.removesuffix('s')}")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _intervals(ax: Axes, part: pd.DataFrame, place: pd.Series) -> None:

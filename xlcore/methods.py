@@ -22,8 +22,8 @@ from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import Labelled, TrainingDiverged, mixed_precision
-from xlcore.tuning import RANKS, SCOPES, DeepPrefix, descend, lora_layers
+from xlcore.training import RANKS, Labelled, TrainingDiverged, descend, mixed_precision
+from xlcore.tuning import SCOPES, DeepPrefix, lora_layers
 
 SELECTIONS = (*RANKS, "last")  # which epoch to keep
 Reader = Callable[[Cloze], Tensor]  # clozes to the hidden states of their mask tokens (B, d)
@@ -208,7 +208,7 @@ class Trained:
     recipe: Recipe
     prompt: Tensor | None  # (n, d)
     weights: dict[str, Tensor] = field(repr=False)  # all else; a ticket's packed as MaskedWeights
-    history: list[dict] = field(repr=False)  # as `tuning.descend` returns
+    history: list[dict] = field(repr=False)  # as `training.descend` returns
     count: int  # how many numbers were trained
 
 

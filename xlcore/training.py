@@ -15,12 +15,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from xlcore import evaluation
 from xlcore.backbones import Backbone, TextStates, Tokens, pad
 from xlcore.errors import InputError, check_number, choose
 from xlcore.prompts import Layout, SoftPrompt, Verbalizer
 
 LOSSES = ("vocabulary", "label_words")
 SELECTIONS = {"best_dev": "best", "last": "last"}  # which epoch to keep, and `Trained`'s name
+RANKS: dict[str, Callable[[dict], tuple]] = {  # what makes an epoch the best; first of equals
+    "best_dev": lambda row: (-row["dev_loss"],),
+    "best_dev_accuracy": lambda row: (row["dev_accuracy"], -row["dev_loss"]),
+}
 HEAD_ROWS = 128  # rows of (V,) scores held at once: 128 MB at 262,144 words
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # prompt tokens a pass: bounds activations
 
@@ -88,7 +93,7 @@ class Trained:
 
     @property
     def best_epoch(self) -> int:
-        return min(self.history, key=lambda row: row["dev_loss"])["epoch"]
+        return max(self.history, key=RANKS["best_dev"])["epoch"]
 
 
 class TrainingDiverged(ArithmeticError):
@@ -196,6 +201,7 @@ def fit(
     crowds = _crowds(backbone, jobs, verbalizer, settings, max_bytes)
     optimizer, schedule = _optimizer(jobs, settings)
     results = [Trained(job.prompt.vectors().detach().clone(), torch.empty(0)) for job in jobs]
+    rank = RANKS["best_dev"]
     bar = tqdm(total=settings.epochs, unit="epoch", disable=not progress, leave=False)
     for epoch in range(1, settings.epochs + 1):
         train = _epoch(crowds, jobs, optimizer, schedule, settings, epoch)
@@ -203,7 +209,7 @@ def fit(
         check_finite(jobs, [dev[j][0] for j in range(len(jobs))], epoch, settings)
         for j, result in enumerate(results):
             row = dict(zip(("dev_loss", "dev_accuracy"), dev[j], strict=True))
-            if all(row["dev_loss"] < past["dev_loss"] for past in result.history):
+            if all(rank(row) > rank(past) for past in result.history):
                 result.best = jobs[j].prompt.vectors().detach().clone()
             result.history.append(dict(epoch=epoch, train_loss=train[j]) | row)
         bar.set_postfix(dev_loss=f"{sum(d[0] for d in dev.values()) / len(jobs):.3f}")
@@ -271,6 +277,71 @@ def epoch_batches(rows: Tensor, seed: int, epoch: int, settings: Settings) -> tu
     generator = torch.Generator().manual_seed(1000 * seed + epoch)
     shuffled = rows[torch.randperm(len(rows), generator=generator)]
     return shuffled.split(settings.batch_size)
+
+
+def descend(
+    groups: Sequence[dict],
+    measure: Callable[[Labelled, Tensor], tuple[Tensor, Tensor]],
+    train: Labelled,
+    dev: Labelled,
+    seed: int,
+    settings: Settings,
+    check: Callable[[float, int], None],
+    selection: str = "best_dev",
+    progress: bool = True,
+    written: Callable[[], object] = lambda: None,
+) -> list[dict]:
+    """Run all epochs of AdamW and leave the parameters of the selected one in place.
+
+    groups: parameters with their rate. measure: mean loss, with its gradient, and accuracy of some
+    rows. check: raises if the loss of an epoch is not finite. selection: "last", or one of RANKS.
+    written: is called when parameters have changed. Returns a row an epoch: epoch, train_loss,
+    dev_loss, dev_accuracy, and whether it is the one that was kept.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    steps = -(-len(train.labels) // settings.batch_size) * settings.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, int(settings.warmup * steps), steps)
+    history: list[dict] = []
+    best: list[Tensor] = []
+    for epoch in (bar := tqdm(range(1, settings.epochs + 1), disable=not progress, leave=False)):
+        losses = []
+        for rows in epoch_batches(torch.arange(len(train.labels)), seed, epoch, settings):
+            optimizer.zero_grad()
+            loss = measure(train, rows)[0]
+            loss.backward()
+            losses.append(loss.item())
+            check(losses[-1], epoch)
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            schedule.step()
+            written()
+        row = dict(epoch=epoch, train_loss=sum(losses) / len(losses))
+        row |= _held_out(measure, dev)
+        check(row["dev_loss"], epoch)
+        rank = RANKS.get(selection)
+        row["kept"] = rank is None or all(rank(row) > rank(past) for past in history)
+        if row["kept"]:
+            best = [p.detach().clone() for p in parameters] if rank else []
+            history = [past | dict(kept=False) for past in history]
+        history.append(row)
+        bar.set_postfix(dev_loss=f"{row['dev_loss']:.3f}")
+    with torch.no_grad():
+        for p, kept in zip(parameters, best or parameters, strict=True):
+            p.copy_(kept)
+            p.grad = None  # as large as the weights, and not needed to read them
+    written()
+    return history
+
+
+@torch.no_grad()
+def _held_out(measure, dev: Labelled) -> dict[str, float]:
+    """Return dev loss and accuracy, averaged over texts."""
+    parts = [rows for rows, _ in evaluation.batches(dev.tokens)]
+    found = [measure(dev, rows) for rows in parts]
+    shares = [len(rows) / len(dev.labels) for rows in parts]
+    loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
+    return dict(dev_loss=loss, dev_accuracy=right)
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, LoraModel, PrefixEncoder, PrefixTuningConfig
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import DynamicCache, get_linear_schedule_with_warmup
+from transformers import DynamicCache
 
 from xlcore import evaluation, training
 from xlcore.backbones import Backbone, Tokens, causal
@@ -23,7 +22,7 @@ from xlcore.training import (
     Labelled,
     Settings,
     check_finite,
-    epoch_batches,
+    descend,
     label_loss,
     mixed_precision,
 )
@@ -224,77 +223,6 @@ def _train(made, job, verbalizer, settings, selection, progress) -> list[dict]:
     return descend(
         groups, measure, job.train, job.dev, job.seed, settings, check, selection, progress
     )
-
-
-RANKS: dict[str, Callable[[dict], tuple]] = {  # what makes an epoch the best; first of equals
-    "best_dev": lambda row: (-row["dev_loss"],),
-    "best_dev_accuracy": lambda row: (row["dev_accuracy"], -row["dev_loss"]),
-}
-
-
-def descend(
-    groups: Sequence[dict],
-    measure: Callable[[Labelled, Tensor], tuple[Tensor, Tensor]],
-    train: Labelled,
-    dev: Labelled,
-    seed: int,
-    settings: Settings,
-    check: Callable[[float, int], None],
-    selection: str = "best_dev",
-    progress: bool = True,
-    written: Callable[[], object] = lambda: None,
-) -> list[dict]:
-    """Run all epochs of AdamW and leave the parameters of the selected one in place.
-
-    groups: parameters with their rate. measure: mean loss, with its gradient, and accuracy of some
-    rows. check: raises if the loss of an epoch is not finite. selection: "last", or one of RANKS.
-    written: is called when parameters have changed. Returns a row an epoch: epoch, train_loss,
-    dev_loss, dev_accuracy, and whether it is the one that was kept.
-    """
-    parameters = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-    steps = -(-len(train.labels) // settings.batch_size) * settings.epochs
-    schedule = get_linear_schedule_with_warmup(optimizer, int(settings.warmup * steps), steps)
-    history: list[dict] = []
-    best: list[Tensor] = []
-    for epoch in (bar := tqdm(range(1, settings.epochs + 1), disable=not progress, leave=False)):
-        losses = []
-        for rows in epoch_batches(torch.arange(len(train.labels)), seed, epoch, settings):
-            optimizer.zero_grad()
-            loss = measure(train, rows)[0]
-            loss.backward()
-            losses.append(loss.item())
-            check(losses[-1], epoch)
-            nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimizer.step()
-            schedule.step()
-            written()
-        row = dict(epoch=epoch, train_loss=sum(losses) / len(losses))
-        row |= _held_out(measure, dev)
-        check(row["dev_loss"], epoch)
-        rank = RANKS.get(selection)
-        row["kept"] = rank is None or all(rank(row) > rank(past) for past in history)
-        if row["kept"]:
-            best = [p.detach().clone() for p in parameters] if rank else []
-            history = [past | dict(kept=False) for past in history]
-        history.append(row)
-        bar.set_postfix(dev_loss=f"{row['dev_loss']:.3f}")
-    with torch.no_grad():
-        for p, kept in zip(parameters, best or parameters, strict=True):
-            p.copy_(kept)
-            p.grad = None  # as large as the weights, and not needed to read them
-    written()
-    return history
-
-
-@torch.no_grad()
-def _held_out(measure, dev: Labelled) -> dict[str, float]:
-    """Return dev loss and accuracy, averaged over texts."""
-    parts = [rows for rows, _ in evaluation.batches(dev.tokens)]
-    found = [measure(dev, rows) for rows in parts]
-    shares = [len(rows) / len(dev.labels) for rows in parts]
-    loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
-    return dict(dev_loss=loss, dev_accuracy=right)
 
 
 def _measure(
