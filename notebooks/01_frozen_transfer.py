@@ -31,7 +31,7 @@ seeds: list[int] = [1, 2, 3, 4, 5]  # each seed is a draw, start values and a ba
 epochs: int = 8  # passes over the training examples
 learning_rate: float = 0.1  # of AdamW, for the prompt
 tuned_seeds: list[int] = [1, 2]  # draws on which the weights are trained, too; [] leaves it out
-tuned_epochs: int = 3  # passes over the training examples where weights learn
+tuned_epochs: int = 2  # passes over the training examples where weights learn
 tuned_rate: float = 1e-5  # of AdamW, for prompt and weights together
 scope: str = "body"  # which weights: body (without the embedding matrix, for 6 GiB), or all
 

@@ -402,6 +402,41 @@ def test_override_that_no_notebook_takes_is_refused(root, name):
         runs.table("toy", **{name: 4})
 
 
+@pytest.mark.parametrize(
+    "told, cores, memory, gpu, overrides, number",
+    [
+        ("memory_gib: 6", 2, 16.5, None, [], 2),
+        ("memory_gib: 6", 2, 15.5, None, [], 1),  # two would take more than three quarters
+        ("memory_gib: 6", 1, 64, None, [], 1),
+        ("memory_gib: 6", 8, 64, None, [], 2),
+        ("memory_gib: 6", 16, 64, None, [], 4),
+        ("memory_gib: 6", 64, 64, None, [], 8),
+        ("memory_gib: 6", 16, 64, "/usr/bin/nvidia-smi", [], 1),
+        ("memory_gib: 6", 16, 64, None, ["shots", "01_toy.lr"], 4),
+        ("memory_gib: 6", 16, 64, None, ["shots", "01_toy.scope"], 1),
+        ("memory_gib: 6", 16, 64, None, ["backbone"], 1),
+        ("", 16, 64, None, [], 1),
+    ],
+)
+def test_runs_share_a_machine_as_far_as_its_memory_goes(
+    root, monkeypatch, told, cores, memory, gpu, overrides, number
+):
+    edit(root / "profiles" / "toy.yaml", "data: auto", f"data: auto\n{told}")
+    monkeypatch.setattr(runs, "_memory_gib", lambda: memory)
+    monkeypatch.setattr(runs.shutil, "which", lambda name: gpu)
+    assert runs.side_by_side("toy", cores, overrides) == number
+
+
+def test_a_profile_that_needs_no_memory_is_refused(root):
+    edit(root / "profiles" / "toy.yaml", "data: auto", "data: auto\nmemory_gib: 0")
+    with pytest.raises(InputError, match=r"toy.yaml: memory_gib"):
+        runs.table("toy")
+
+
+def test_this_machine_has_memory():
+    assert 0.5 < runs._memory_gib() < 1e5
+
+
 def test_unknown_profile_names_the_nearest(root):
     with pytest.raises(InputError, match="unknown profile 'tooy'; did you mean toy"):
         runs.table("tooy")

@@ -58,6 +58,7 @@ class Profile(BaseModel, extra="forbid"):
     """The content of profiles/<name>.yaml."""
 
     description: str
+    memory_gib: Annotated[float, Field(gt=0)] | None = None  # of the largest run; None: unknown
     data: str
     datasets: dict[Literal["embedded", "real"], str] = Field(min_length=2)
     defaults: dict[str, Any] = {}
@@ -168,6 +169,30 @@ def _profile(name: str) -> tuple[Profile, list[Entry]]:
     path = Path("profiles", f"{name}.yaml")
     profile = _validated(path.name, Profile, _yaml(path.read_text("utf-8"), path.name))
     return profile, [_validated(f"a run of {path.name}", Entry, entry) for entry in profile.runs]
+
+
+def side_by_side(profile: str, cores: int, overrides: Iterable[str] = ()) -> int:
+    """Return how many runs of a profile share this machine, each with its part of the cores.
+
+    Small models leave many cores idle: two at a time, or one for every four cores, as far as three
+    quarters of the memory hold them. One where the profile does not tell its `memory_gib`, where
+    overrides change what that rests on (the model, or which weights learn), or where an NVIDIA GPU
+    would be shared. Raises InputError as `table`.
+    """
+    need = _profile(profile)[0].memory_gib
+    changed = {name.rpartition(".")[2] for name in overrides} & {"backbone", "encoder", "scope"}
+    if need is None or changed or shutil.which("nvidia-smi"):
+        return 1
+    return max(1, min(cores, max(2, cores // 4), int(0.75 * _memory_gib() / need)))
+
+
+def _memory_gib() -> float:
+    """Return the memory that processes may use here: the machine's, or less in a container."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a number, or "max" for none
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return memory / 2**30
 
 
 def resolve_source(wanted: str, asked: bool = False) -> str:
