@@ -511,19 +511,30 @@ def bars_of(ax):
     return {names[round(y)]: (x, *ends[round(y)]) for x, y in dots.get_offsets()}
 
 
-def test_ticket_layers_stack_to_each_layers_share():
+def test_ticket_layers_stack_to_the_active_part_of_each_layer():
     counts = layers(["movement"])
     (ax,) = figures.ticket_layers(counts, "").axes
     tops = pd.DataFrame([(b.get_x() + 0.4, b.get_y() + b.get_height()) for b in ax.patches])
-    share = counts.groupby("layer").active.sum() / counts.active.sum()
-    assert tops.groupby(0)[1].max().to_numpy() == pytest.approx(100 * share.to_numpy())
+    sums = counts.groupby("layer")[["active", "total"]].sum()
+    wanted = 100 * sums.active / sums.total
+    assert tops.groupby(0)[1].max().to_numpy() == pytest.approx(wanted.to_numpy())
 
 
 def test_ticket_layers_draw_what_chance_gives():
     counts = layers(["movement"])
     (ax,) = figures.ticket_layers(counts, "").axes
-    share = counts.groupby("layer").total.sum() / counts.total.sum()
-    assert ax.lines[0].get_ydata()[::2] == pytest.approx(100 * share.to_numpy())
+    wanted = 100 * counts.active.sum() / counts.total.sum()
+    assert ax.lines[0].get_ydata() == pytest.approx([wanted] * 2)
+
+
+def test_ticket_layers_tell_the_embeddings_part_of_each_ticket():
+    counts = layers(["movement", "large_final"]).assign(active=1, total=2)  # 13 rows a ticket
+    counts.loc[counts.layer == 0, "total"] = 8
+    told = " ".join(figures.ticket_layers(counts, "").get_supxlabel().split())
+    parts = "8 % (movement), 8 % (large final)"
+    assert f"Embeddings are 25 % of the weights, and of the tickets {parts}." in told
+    rest = figures.ticket_layers(counts[counts.layer > 0], "").get_supxlabel()
+    assert "Embeddings" not in rest
 
 
 def test_ticket_layers_have_a_panel_a_strategy():

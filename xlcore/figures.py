@@ -630,14 +630,15 @@ def dev_curves(
 
 
 def ticket_layers(counts: pd.DataFrame, about: str) -> Figure:
-    """Draw where tickets lie, one panel each: each layer's share of the active weights, by kind.
+    """Draw where tickets lie, one panel each: how much of each layer is active, by kind.
 
     counts: `Ticket.counts` of several tickets, with their names in `strategy`; layer 0 holds the
-    embeddings. The line is the layer's share of all weights in scope, what chance gives. Raises
-    InputError for a layer and kind twice in a ticket. Source: LTP, Figure 3.
+    embeddings. A bar is the part of its layer's weights that is active; the line is the ticket's
+    part of all weights in scope, what chance gives. Raises InputError for a layer and kind twice in
+    a ticket. Source: LTP, Figure 3, in parts of the ticket: the same where layers are of one size.
     """
     _checked(counts, ["strategy", "layer", "kind"], "active", "total")
-    figure, panels = _small(counts.strategy.unique(), 3, "layer", "% of the ticket")
+    figure, panels = _small(counts.strategy.unique(), 3, "layer", "active (% of the layer)")
     every = sorted(counts.layer.unique())
     for name, ax in panels.items():
         _layers(ax, counts[counts.strategy == name])
@@ -645,22 +646,33 @@ def ticket_layers(counts: pd.DataFrame, about: str) -> Figure:
     (first, *_) = panels.values()
     figure.legend(*first.get_legend_handles_labels(), ncols=6, loc="outside upper left",
                   columnspacing=1, handlelength=1)  # fmt: skip
-    caption(figure, about, counts)
+    caption(figure, f"{about}{_embeddings(counts)}", counts)
     return figure
+
+
+def _embeddings(counts: pd.DataFrame) -> str:
+    """Return the embeddings' part of the weights in scope and of each ticket, "" without any."""
+    own = counts.assign(own=counts.kind == "embeddings").groupby(["strategy", "own"], sort=False)
+    sums = own[["active", "total"]].sum().unstack("own", fill_value=0)
+    if True not in sums.total or False not in sums.total:
+        return ""
+    active, total = (100 * sums[x][True] / sums[x].sum(axis=1) for x in ("active", "total"))
+    each = ", ".join(f"{part:.0f} % ({readable(name)})" for name, part in active.items())
+    return f" Embeddings are {total.iloc[0]:.0f} % of the weights, and of the tickets {each}."
 
 
 def _layers(ax: Axes, part: pd.DataFrame) -> None:
     """Draw one ticket's bars, the kinds on top of one another, and the line of chance."""
     colours = dict(zip(KINDS, (PURPLE, BLUE, SKY, ORANGE, GREEN), strict=True))
-    share = part.assign(share=100 * part.active / max(part.active.sum(), 1))
+    whole = part.groupby("layer").total.transform("sum")
+    share = part.assign(share=100 * part.active / whole)
     bars = share.pivot(index="layer", columns="kind", values="share").fillna(0)
     below = np.zeros(len(bars))
     for kind in [kind for kind in KINDS if kind in bars]:
         ax.bar(bars.index, bars[kind], 0.8, below, color=colours[kind], label=kind)
         below = below + bars[kind].to_numpy()
-    chance = part.groupby("layer").total.sum()
-    edges = np.repeat(chance.index.to_numpy(), 2) + np.tile([-0.5, 0.5], len(chance))
-    ax.plot(edges, np.repeat(100 * chance / chance.sum(), 2), color=BLACK, lw=1, label="chance")
+    chance = 100 * part.active.sum() / part.total.sum()
+    ax.axhline(chance, color=BLACK, lw=1, label="chance")
     ax.grid(visible=False, axis="x")
 
 
