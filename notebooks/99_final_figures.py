@@ -185,10 +185,12 @@ for backbone in models:
 tried = rows[(rows.study == "learning_rates") & (rows.shots == shots)]
 plain = tried[tried.reparameterization == "none"]
 networks = tried.drop(plain.index).sort_values(["reparameterization", "hidden"])
-by_length = plain[plain.method == "soft_prompt"].sort_values("length")
+behind = plain[(plain.method == "soft_prompt") & (plain.position == "suffix")]
+by_length = behind.sort_values("length")
+named = plain.assign(condition=plain.method.where(plain.position == "suffix", "prompt in front"))
 widths = [f"{n.reparameterization} {n.hidden:.0f}" for n in networks.itertuples()]
 grids = {
-    "rates": plain[plain.length == length].assign(condition=lambda t: t.method),
+    "rates": named[named.length == length],
     "rates-of-lengths": by_length.assign(condition=[f"n = {n:.0f}" for n in by_length.length]),
     "rates-of-networks": networks.assign(condition=widths),
 }
