@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TABLES, RUNS = ROOT / "figures/full/sib200", ROOT / "papermill_runs/full"
 NUMBERS, CLAIMS = pd.read_csv(TABLES / "numbers.csv"), pd.read_csv(TABLES / "claims.csv")
+LEDGER = pd.read_csv(TABLES / "ledger.csv")
 SEEDS = (1, 2, 3, 4, 5)
 
 
@@ -37,6 +38,19 @@ def freezing() -> list[str]:
     ]
 
 
+def switches() -> list[str]:
+    told = []
+    for value, text in (("lora", "is {} points behind"), ("label_words", "loses {} points")):
+        (row,) = LEDGER[(LEDGER.on == "others") & LEDGER.switch.isin(["method", "loss"])
+                        & (LEDGER.value == value)].itertuples()  # fmt: skip
+        low, high = sorted(-x for x in (row.low, row.high))
+        told.append(f"{text.format(f'{-row.effect:.1f}')}")
+        seeds = {5: "five", 10: "ten"}[row.seeds]
+        told.append(f"(95 % {low:.1f} to {high:.1f}; seven languages, {seeds} seeds)")
+        assert row.languages == 7
+    return told
+
+
 def learning_rates() -> list[str]:
     at = [dict(study="transfer_by_rate", learning_rate=rate) for rate in (0.05, 0.1)]
     english, rest = ([mean(group, **rate) for rate in at] for group in ("eng", "others"))
@@ -64,7 +78,7 @@ def in_language() -> list[str]:
     return [f"full tuning comes to {full:.1f} %, LTP to {ltp:.1f} %:"]
 
 
-@pytest.mark.parametrize("finding", [freezing, learning_rates, tickets, in_language])
+@pytest.mark.parametrize("finding", [freezing, switches, learning_rates, tickets, in_language])
 def test_the_readme_tells_the_numbers_of_the_committed_results(finding):
     told = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert [text for text in finding() if text not in told] == []
