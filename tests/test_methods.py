@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xlcore import artefacts, methods, tickets, tuning
+from xlcore import artefacts, methods, tickets
 from xlcore.backbones import weights_sha256
 from xlcore.checkpoints import find
 from xlcore.cloze import POSITIONS, TEMPLATES, strip
@@ -23,7 +23,7 @@ from xlcore.encoders import start_head
 from xlcore.errors import InputError
 from xlcore.methods import METHODS, Recipe, Settings, applied, score, train
 from xlcore.prompts import Verbalizer
-from xlcore.training import Labelled, TrainingDiverged, epoch_batches
+from xlcore.training import RANKS, Labelled, TrainingDiverged, epoch_batches
 from xlcore.tuning import LORA
 
 TINY = ("tiny-xlm-roberta", "tiny-bert")
@@ -331,7 +331,7 @@ def test_what_is_kept_has_the_dev_loss_of_the_selected_epoch(selection):
 
 
 def test_of_equal_accuracies_the_lower_loss_is_kept_and_of_equal_losses_the_first():
-    rank = tuning.RANKS["best_dev_accuracy"]
+    rank = RANKS["best_dev_accuracy"]
     rows = [(0.5, 0.7), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8), (0.5, 0.1)]
     ranks = [rank(dict(dev_accuracy=right, dev_loss=loss)) for right, loss in rows]
     assert ranks.index(max(ranks)) == 2

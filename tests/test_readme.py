@@ -40,9 +40,12 @@ def freezing() -> list[str]:
 
 def switches() -> list[str]:
     told = []
-    for value, text in (("lora", "{} points behind"), ("label_words", "loses {} points")):
-        chosen = LEDGER[(LEDGER.on == "others") & (LEDGER.value == value)]
-        (row,) = chosen[chosen.switch.isin(["method", "loss"])].itertuples()
+    behind, loses = "{} points behind", "loses {} points"
+    for switch, value, text in (
+        ("method", "lora", behind), ("loss", "label_words", loses), ("position", "prefix", loses)
+    ):  # fmt: skip
+        chosen = LEDGER[(LEDGER.switch == switch) & (LEDGER.value == value)]
+        (row,) = chosen[chosen.on == "others"].itertuples()
         seeds = {5: "five", 10: "ten"}[row.seeds]
         low, high = -row.high, -row.low
         told.append(text.format(f"{-row.effect:.1f}"))
