@@ -351,6 +351,18 @@ def test_c4_names_the_best_length():
     assert "best length 10 of 1 (" in first(by_length({1: 0, 10: 8, 50: -3}), "C4").notes
 
 
+def test_c4_compares_lengths_over_their_common_seeds():
+    rows = by_length({1: 0, 5: 4, 50: 8})
+    missing = rows.drop(rows[(rows.length == 50) & (rows.seed > 3)].index)
+    line = first(missing, "C4")
+    kept = first(rows[(rows.seed <= 3) | (rows.study != "prompt_length")], "C4")
+    assert (line.effect, line.seeds) == (kept.effect, 3)
+    assert "3 seeds without a partner left out" in line.notes
+    apart = rows[(rows.length == 50) == (rows.seed > 3)]
+    with pytest.raises(InputError, match="no common seed"):
+        first(apart, "C4")
+
+
 def test_one_length_is_not_run():
     assert first(by_length({5: 0}), "C4").verdict == "not run"
 

@@ -222,7 +222,11 @@ def _c4(case: Case) -> Iterator[dict]:
     lengths = sorted(rows.length.dropna().astype(int).unique())
     if len(lengths) < 2:
         raise Missing("more than one length")
-    tables = {n: st.grid(_others(rows[rows.length == n])) for n in lengths}
+    seeds = set.intersection(*({*rows[rows.length == n].seed} for n in lengths))
+    if not seeds:
+        raise InputError(f"the lengths {lengths} have no common seed")
+    alike = _others(rows[rows.seed.isin(seeds)])
+    tables = {n: st.grid(alike[alike.length == n]) for n in lengths}
     found = st.effect(st.length_slopes(tables))
     means = {n: table.mean(axis=None) for n, table in tables.items()}
     best = f"best length {max(means, key=means.get)} of "
