@@ -891,6 +891,18 @@ def test_nothing_starts_before_every_run_is_known(root, monkeypatch):
     assert runs.main(["execute", "toy", "--run", "pocket_topics-02_toy", "gone"]) == 2
 
 
+def test_overrides_may_stand_behind_the_runs(root, capsys, monkeypatch):
+    found = []
+    monkeypatch.setattr(runs, "execute", lambda run: found.append(run) or dict(rows=0, seconds=0))
+    name = "pocket_topics-01_toy-4"
+    words = [["shots=4", "--run", name], ["--run", name, "shots=4"], ["--run", "shots=4", name]]
+    for given in words:
+        assert runs.main(["execute", "toy", *given]) == 0
+    assert len({run.fingerprint for run in found}) == 1 and len(found) == 3
+    assert runs.main(["execute", "toy", "--run", name, "shot=4"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown parameter")
+
+
 def test_failed_run_is_one_line_and_status_1(root, capsys, monkeypatch):
     def fail(work, run):
         raise runs.RunError("two\nlines")

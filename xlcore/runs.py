@@ -555,12 +555,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="values as YAML")
     parser.add_argument("--run", metavar="ID", nargs="*", default=[], help="the runs to execute")
     args = parser.parse_intermixed_args(argv)
+    pairs = [*args.overrides, *(word for word in args.run if "=" in word)]  # no ID has one
+    wanted = [word for word in args.run if "=" not in word]
     # A polite kill, such as a scheduler's, takes the same way out as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        runs = table(args.profile, **parse_overrides(args.overrides))
+        runs = table(args.profile, **parse_overrides(pairs))
         if args.command == "execute":
-            _execute_all(args.profile, runs, args.run)
+            _execute_all(args.profile, runs, wanted)
         else:
             {"table": _print_table, "summary": _print_summary}[args.command](runs)
     except (InputError, RunError) as error:
