@@ -58,7 +58,8 @@ import torch
 # %%
 from xlcore import artefacts, figures, mining, mlm, prose, runs, tickets
 from xlcore.backbones import weights_sha256
-from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder
+from xlcore.devices import choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
 from xlcore.masked_training import MaskedWeights
 from xlcore.methods import Recipe, applied, score

@@ -53,7 +53,8 @@ import pandas as pd
 
 from xlcore import figures, mining, mlm, prose, runs
 from xlcore.backbones import weights_sha256
-from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder
+from xlcore.devices import choose_device, choose_dtype
 from xlcore.encoder_study import IN_LANGUAGE, EncoderStudy
 from xlcore.statistics import against, by_seed
 

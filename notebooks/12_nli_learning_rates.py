@@ -51,7 +51,8 @@ import os
 import pandas as pd
 
 from xlcore import figures, mining, mlm, prose, runs
-from xlcore.checkpoints import cache_folder, choose_device, choose_dtype
+from xlcore.checkpoints import cache_folder
+from xlcore.devices import choose_device, choose_dtype
 from xlcore.encoder_study import EncoderStudy
 
 figures.style()

@@ -17,8 +17,6 @@ from xlcore import checkpoints
 from xlcore.backbones import pad, weights_sha256
 from xlcore.checkpoints import (
     GEMMA,
-    choose_device,
-    choose_dtype,
     find,
     gemma_folder,
     load,
@@ -87,28 +85,6 @@ def test_loading_prints_model_size_device_and_dtype(capsys):
 def test_tiny_tokenizer_carries_every_text_back():
     text = "Ðe rìver — 河 🌍 runs\tnorth."
     assert tiny_tokenizer().decode(tiny_tokenizer()(text)["input_ids"]) == text
-
-
-# --- device and dtype -----------------------------------------------------------------------------
-
-
-def test_auto_device_is_the_first_there_is(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for there, wanted in ((False, "cpu"), (True, "cuda")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert choose_device("auto").type == wanted
-
-
-@pytest.mark.parametrize("there, wanted", [(True, "bfloat16"), (False, "float32")])
-def test_auto_dtype_is_bfloat16_where_the_processor_has_it(monkeypatch, there, wanted):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert choose_dtype("auto", torch.device("cpu")) == wanted
-
-
-def test_mps_computes_in_float32_unless_told():
-    assert choose_dtype("auto", torch.device("mps")) == "float32"
-    assert choose_dtype("bfloat16", torch.device("mps")) == "bfloat16"
 
 
 # --- folders --------------------------------------------------------------------------------------

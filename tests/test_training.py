@@ -460,31 +460,3 @@ def test_cache_keeps_no_more_than_its_budget(budget):
 
 def test_labels_and_words_of_the_references_agree():
     assert len(LABELS) == len(set(WORD_IDS)) == 7
-
-
-def attended(enabled: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """An attention layer's output, and the gradient of its sum at the layer's input weights."""
-    torch.manual_seed(0)
-    layer = torch.nn.MultiheadAttention(64, 2, batch_first=True)
-    x = torch.randn(3, 7, 64)
-    with training.mixed_precision(x.device, enabled):
-        out, _ = layer(x, x, x, need_weights=False)
-        out.float().square().sum().backward()
-    return out, layer.in_proj_weight.grad
-
-
-def test_mixed_precision_multiplies_in_bfloat16_and_keeps_fp32_gradients():
-    (plain, slope), (mixed, mixed_slope) = attended(False), attended(True)
-    assert (plain.dtype, mixed.dtype, mixed_slope.dtype) == (
-        torch.float32, torch.bfloat16, torch.float32
-    )  # fmt: skip
-    torch.testing.assert_close(mixed.float(), plain, atol=2**-7, rtol=0)  # values below 1
-    assert (mixed_slope - slope).norm() < 0.02 * slope.norm()
-
-
-def test_mixed_precision_that_is_off_changes_no_bit():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 2, 5, 16, requires_grad=True)
-    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    with training.mixed_precision(q.device, False):
-        assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, k, v), wanted)

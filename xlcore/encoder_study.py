@@ -13,9 +13,10 @@ import pandas as pd
 from torch import Tensor
 
 from xlcore import checkpoints, evaluation, methods
-from xlcore.checkpoints import Checkpoint, choose_device
+from xlcore.checkpoints import Checkpoint
 from xlcore.cloze import TEMPLATES, cloze, strip
 from xlcore.data import Draw, TaskData, draw, fewer_tests, load
+from xlcore.devices import choose_device
 from xlcore.encoders import KEYED, Encoder
 from xlcore.errors import InputError, choose
 from xlcore.methods import METHODS, SELECTIONS, Recipe, Settings, Trained

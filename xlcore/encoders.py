@@ -23,10 +23,10 @@ from xlcore.backbones import (
     must_be_exact,
     pad,
     random_texts,
-    return_large_buffers,
     weights_sha256,
 )
 from xlcore.cloze import POSITIONS, Cloze, cloze, insert
+from xlcore.devices import return_large_buffers
 from xlcore.errors import InputError, choose
 
 

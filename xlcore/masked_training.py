@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from xlcore.backbones import return_large_buffers
+from xlcore.devices import return_large_buffers
 from xlcore.tickets import Tensors, Ticket
 
 

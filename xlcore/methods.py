@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from xlcore import evaluation, prompts, training
 from xlcore.cloze import Cloze
+from xlcore.devices import mixed_precision
 from xlcore.encoders import KEYED, Encoder, moving
 from xlcore.errors import InputError, check_number, choose
 from xlcore.masked_training import MaskedWeights
 from xlcore.mlm import EPS, check_ready
 from xlcore.prompts import SoftPrompt, Verbalizer
 from xlcore.tickets import Ticket, named
-from xlcore.training import RANKS, Labelled, TrainingDiverged, descend, mixed_precision
+from xlcore.training import RANKS, Labelled, TrainingDiverged, descend
 from xlcore.tuning import SCOPES, DeepPrefix, lora_layers
 
 SELECTIONS = (*RANKS, "last")  # which epoch to keep

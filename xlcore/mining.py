@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xlcore import backbones, encoders, methods, mlm, tickets, training
+from xlcore import backbones, devices, encoders, methods, mlm, tickets, training
 from xlcore.backbones import weights_sha256
 from xlcore.encoders import Encoder
 from xlcore.errors import InputError, check_number, choose
@@ -113,7 +113,7 @@ def _mine(encoder: Encoder, blocks: Blocks, settings: Settings, scope: str, step
 
 def _key(encoder: Encoder, blocks: Blocks, settings: Settings, scope: str, steps: int) -> str:
     parts = {name: getattr(blocks, name) for name in ("ids", "free", "held_out", "ordinary")}
-    modules = (mlm, encoders, backbones, training, tickets)
+    modules = (mlm, encoders, backbones, training, devices, tickets)
     sources = [__file__, *(module.__file__ for module in modules)]
     code = [sha256(Path(source).read_bytes()).hexdigest() for source in sources]
     about = [

@@ -18,10 +18,11 @@ from transformers import get_linear_schedule_with_warmup
 
 from xlcore import tickets
 from xlcore.backbones import Tokens
+from xlcore.devices import mixed_precision
 from xlcore.encoders import Encoder, head, moving
 from xlcore.errors import InputError, check_number, choose
 from xlcore.prose import Text
-from xlcore.training import HEAD_ROWS, TrainingDiverged, epoch_batches, mixed_precision
+from xlcore.training import HEAD_ROWS, TrainingDiverged, epoch_batches
 
 CHOSEN, MASKED, KEPT = 0.15, 0.8, 0.1  # Devlin et al. 2019; of the chosen, the rest is random
 WARMUP, CLIP = 0.1, 1.0  # share of steps in which the rate rises; norm of the whole gradient

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from xlcore import checkpoints, evaluation, tuning
 from xlcore.backbones import Backbone, token_ids
-from xlcore.checkpoints import Checkpoint, choose_device, choose_dtype
+from xlcore.checkpoints import Checkpoint
 from xlcore.data import Draw, TaskData, draw, load
+from xlcore.devices import choose_device, choose_dtype
 from xlcore.errors import InputError, choose
 from xlcore.prompts import (
     POSITIONS,

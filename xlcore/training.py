@@ -5,13 +5,11 @@ SPT section 4: AdamW, linear decay, warm-up, clipping, best epoch by English dev
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -342,20 +340,6 @@ def _held_out(measure, dev: Labelled) -> dict[str, float]:
     shares = [len(rows) / len(dev.labels) for rows in parts]
     loss, right = (sum(s * v[i].item() for s, v in zip(shares, found, strict=True)) for i in (0, 1))
     return dict(dev_loss=loss, dev_accuracy=right)
-
-
-@contextmanager
-def mixed_precision(device: torch.device, enabled: bool) -> Iterator[None]:
-    """Multiply in bfloat16 within the block if enabled; weights stay as they are.
-
-    Each step needs a block of its own: the block keeps its bfloat16 copies of the weights until it
-    ends. On a CPU, attention that will be differentiated leaves out the fused kernel, whose
-    backward pass in bfloat16 is ten times as slow for narrow heads.
-    """
-    plain = enabled and device.type == "cpu" and torch.is_grad_enabled()
-    kernel = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), kernel:
-        yield
 
 
 def check_finite(

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from xlcore import evaluation, training
 from xlcore.backbones import Backbone, Tokens, causal
+from xlcore.devices import mixed_precision
 from xlcore.errors import choose
 from xlcore.prompts import Layout, Verbalizer
 from xlcore.training import (
@@ -24,7 +25,6 @@ from xlcore.training import (
     check_finite,
     descend,
     label_loss,
-    mixed_precision,
 )
 
 SCOPES = ("all", "body")  # which weights full tuning moves; body leaves out the embedding matrix
