@@ -327,6 +327,20 @@ def test_a_model_at_chance_is_not_called_flat():
     assert "flat means nothing" in found.notes[0]
 
 
+def test_a_tuned_model_at_chance_is_no_evidence_against_freezing():
+    frozen, tuned = made(), made(method="joint_tuning", slope=50, shift=-55)
+    found = lines(together(frozen, tuned), "C3")
+    assert found.effect[0] < -20
+    assert found.verdict[0] == "undecided"
+    assert "tuned is not clearly above chance" in found.notes[0]
+
+
+def test_c3_counts_what_lies_below_chance():
+    frozen, tuned = made(), made(method="joint_tuning", shift=-100)
+    told = first(together(frozen, tuned), "C3").notes
+    assert "(0 % and 100 % of languages and seeds are below it)" in told
+
+
 def test_c3_without_english_is_not_run():
     found = first(freezing()[lambda rows: rows.language != "eng"], "C3")
     assert found.verdict == "not run"
@@ -361,6 +375,13 @@ def test_c4_compares_lengths_over_their_common_seeds():
     apart = rows[(rows.length == 50) == (rows.seed > 3)]
     with pytest.raises(InputError, match="no common seed"):
         first(apart, "C4")
+
+
+def test_c4_tells_the_lengths_own_learning_rates():
+    rows = by_length({1: 0, 10: 8})
+    assert "learning rate" not in first(rows, "C4").notes
+    rows.loc[rows.length == 1, "learning_rate"] = 0.5
+    assert "of its own: 1 (0.5), 10 (0.05)" in first(rows, "C4").notes
 
 
 def test_one_length_is_not_run():
@@ -420,7 +441,7 @@ def test_the_mean_effect_at_the_last_epoch_stands_beside_the_best_one():
     ends = test.confidence_interval()
     told = f"mean effect at the last epoch {(means.mlp - means.none).mean():+.2f}"
     told += f" ({ends.low:+.2f} to {ends.high:+.2f})"
-    assert first(rows, "C5").notes.endswith(told)
+    assert f"; {told} and spread +0.00 (" in first(rows, "C5").notes
     assert first(rows, "C5").effect == first(together(best), "C5").effect
 
 
@@ -613,6 +634,12 @@ def test_ledger_measures_the_change_from_the_base():
     reference = stats.ttest_rel(english.vocabulary, english.uniform).confidence_interval()
     assert tuple(found.loc["English", ["low", "high"]]) == pytest.approx(tuple(reference))
     assert found.effect["others"] == pytest.approx(7, abs=0.5)
+
+
+def test_ledger_corrects_p_for_all_its_lines_on_the_same_languages():
+    rows = together(made(), made(init="vocabulary", shift=7), made(position="prefix", shift=1))
+    for _, part in ledger(rows, BASE).groupby("on"):
+        assert part.p_holm.tolist() == statistics.holm(part.p).tolist()
 
 
 def test_ledger_hidden_size_is_a_switch_where_the_base_has_one():

@@ -202,8 +202,9 @@ def test_crossed_bootstrap_is_that_of_a_slow_loop(place):
             drawn.append(np.polyfit(place[languages], means, 1)[0])
     x = None if place is None else pd.Series(place, table(values).index)
     found = effect(table(values), x)
+    half = stats.t.ppf(0.975, 4) * np.std(drawn) * np.sqrt(5 / 4)  # of the fewer units, the seeds
     assert (found.low2, found.high2) == pytest.approx(
-        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.12 * np.std(drawn) * 2
+        (found.value - half, found.value + half), abs=0.06 * half
     )
 
 
@@ -227,15 +228,25 @@ def test_intervals_cover_a_known_effect(few_draws):
     assert np.mean(inside) == pytest.approx(0.95, abs=0.045)  # 2.9 standard errors
 
 
-def test_crossed_bootstrap_covers_when_languages_are_a_sample(few_draws):
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_crossed_bootstrap_covers_when_languages_are_a_sample(few_draws, seeds):
     rng = np.random.default_rng(5)
     inside = []
     for _ in range(100):
-        values = rng.normal(size=(30, 1)) * 3 + rng.normal(size=10) + rng.normal(size=(30, 10)) * 2
-        inside.append(covered(effect(table(values)), 0))
+        values = rng.normal(size=(30, 1)) * 3 + rng.normal(size=seeds)
+        inside.append(covered(effect(table(values + rng.normal(size=(30, seeds)) * 2)), 0))
     t, crossed = np.mean(inside, axis=0)
     assert crossed > 0.88  # 0.95 less 3.2 standard errors
-    assert t < 0.8  # an interval over seeds alone speaks of these languages only
+    assert t < crossed  # an interval over seeds alone speaks of these languages only
+
+
+def test_crossed_bootstrap_covers_when_few_seeds_make_the_noise(few_draws):
+    rng = np.random.default_rng(6)
+    inside = []
+    for _ in range(100):
+        values = rng.normal(size=(30, 1)) + rng.normal(size=5) * 3 + rng.normal(size=(30, 5))
+        inside.append(covered(effect(table(values)), 0)[1])
+    assert np.mean(inside) > 0.88  # the middle of the draws: 0.8
 
 
 @pytest.mark.parametrize("values", [[[1.0], [2.0]], [[1.0, 1.0, 1.0]] * 4, [[0.0] * 6] * 3])

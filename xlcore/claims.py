@@ -162,6 +162,7 @@ def _c2(case: Case) -> Iterator[dict]:
         test = f"Spearman, {a.families:.0f} families resampled, Holm over {len(table)}"
         partial = _estimate(a.partial, a.partial_low, a.partial_high)
         notes = [f"Pearson {_estimate(a.r, a.r_low, a.r_high)}", f"with {held} constant {partial}"]
+        notes += ["the first interval holds the seeds fixed, the second the languages"]
         notes += _resampled(a)
         if kind in observed:
             notes += [f"at least half the features observed in {observed[kind]} languages"]
@@ -207,9 +208,12 @@ def _c3(case: Case) -> Iterator[dict]:
     tables = [st.grid(part)[seeds] for part in rows]
     slope, gap = st.flatness(*tables, distances().syntactic, case.chance)
     above = [st.effect(table.drop(index="eng") - case.chance) for table in tables]
+    below = [100 * (table.drop(index="eng") < case.chance).mean(axis=None) for table in tables]
     level = f"mean above chance {above[0].value:.1f}, tuned {above[1].value:.1f}"
-    floor = "frozen is not clearly above chance, where flat means nothing"
-    at_floor = [] if above[0].low > 0 else [floor]
+    level += f" ({below[0]:.0f} % and {below[1]:.0f} % of languages and seeds are below it)"
+    floor = "is not clearly above chance, where flat means nothing"
+    sides = zip(("frozen", "tuned"), above, strict=True)
+    at_floor = [f"{side} {floor}" for side, one in sides if not one.low > 0]
     what = "effect of freezing on the slope from nearest to farthest language, in points"
     verdict = "undecided" if at_floor else slope.verdict(1)
     yield case.line(what, slope, "t over seeds", verdict, *rows, notes=[level, *at_floor])
@@ -232,7 +236,18 @@ def _c4(case: Case) -> Iterator[dict]:
     best = f"best length {max(means, key=means.get)} of "
     best += ", ".join(f"{n} ({mean:.1f} %)" for n, mean in means.items())
     what = "change of the other languages' mean accuracy per doubling of the length, in points"
-    yield case.line(what, found, "t over seeds", found.verdict(-1), rows, notes=[best])
+    yield case.line(
+        what, found, "t over seeds", found.verdict(-1), rows, notes=[best, *_rates(alike)]
+    )
+
+
+def _rates(rows: pd.DataFrame) -> list[str]:
+    """The lengths' learning rates in words, where they differ: a part of what is compared."""
+    if "learning_rate" not in rows or rows.learning_rate.nunique() < 2:
+        return []
+    each = rows.groupby("length").learning_rate.unique()
+    told = (f"{n:.0f} ({', '.join(f'{r:g}' for r in sorted(found))})" for n, found in each.items())
+    return [f"each length at a learning rate of its own: {', '.join(told)}"]
 
 
 def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
@@ -254,17 +269,18 @@ def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, li
 
 
 def _last_epoch(case: Case) -> dict[str, str]:
-    """By reparameterization its mean effect at the last epoch in words, where that was measured."""
+    """By reparameterization its effect at the last epoch in words, where that was measured."""
     try:
         rows = case.rows[case.rows.selection == "last"]
         tables = _variants(replace(case, rows=rows), selection="last")
     except Missing:
         return {}
-    means = {name: st.effect(table) for name, (table, _) in tables.items()}
-    return {
-        name: f"mean effect at the last epoch {_estimate(*mean[:3])}"
-        for name, mean in means.items()
-    }
+    out = {}
+    for name, (table, _) in tables.items():
+        mean, spread = st.effect(table), st.heterogeneity(table)[0]
+        out[name] = f"mean effect at the last epoch {_estimate(*mean[:3])}"
+        out[name] += f" and spread {_estimate(*spread[:3])}"
+    return out
 
 
 def _c5(case: Case) -> Iterator[dict]:
@@ -463,7 +479,7 @@ def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
 
     Within a study, each condition that differs from `base` (see `judge`) in exactly one switch, on
     English and on the mean of the others that both have; low, high and p are Student's t over the
-    common seeds. Raises InputError for an unknown switch and for rows that cannot be paired; says
+    common seeds, p_holm is Holm's over all lines on the same languages (`on`). Raises InputError for an unknown switch and for rows that cannot be paired; says
     which studies lack the base condition.
     """
     rows, base = _checked(rows, base)
@@ -487,7 +503,11 @@ def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
                     value=value, on=on, languages=found.languages, seeds=found.seeds,
                     effect=found.value, low=found.low, high=found.high, p=found.p, run=runs,
                 ))  # fmt: skip
-    return pd.DataFrame(out)
+    table = pd.DataFrame(out)
+    if len(table):
+        alike = table.groupby(["data", "backbone", "on"]).p
+        table.insert(table.columns.get_loc("p") + 1, "p_holm", alike.transform(st.holm))
+    return table
 
 
 def _single_changes(rows: pd.DataFrame, base: Mapping[str, object]) -> Iterator[tuple]:

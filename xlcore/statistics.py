@@ -28,7 +28,8 @@ class Effect(NamedTuple):
 
     From `effect`: low, high, p are Student's t over seeds, each averaged over the languages. What
     was sampled is the seed (a draw and start values); the languages are the study's fixed
-    population. low2 and high2 resample both. All are NaN where the seeds show no spread.
+    population. low2 and high2 take the languages for sampled, too. All are NaN where the seeds show
+    no spread.
     """
 
     value: float
@@ -139,7 +140,8 @@ def effect(table: pd.DataFrame, place: pd.Series | None = None) -> Effect:
     """Return the mean of paired differences (languages, seeds), or their slope, with intervals.
 
     With `place` (a number per language) it is the least-squares slope of the values on it. The
-    crossed bootstrap draws seeds and languages with replacement (pigeonhole bootstrap, Owen 2007).
+    crossed bootstrap draws seeds and languages with replacement (pigeonhole bootstrap, Owen 2007);
+    see `_crossed` for its interval.
     """
     values = table.to_numpy(float)
     languages, seeds = values.shape
@@ -151,7 +153,8 @@ def effect(table: pd.DataFrame, place: pd.Series | None = None) -> Effect:
     rng = np.random.default_rng(0)
     drawn = _contrast(_counts(rng, languages), x) @ values * _counts(rng, seeds) / seeds
     p = float(stats.ttest_1samp(per_seed, 0).pvalue)
-    return Effect(value, low, high, p, *_middle(drawn.sum(axis=1)), languages, seeds)
+    ends = _crossed(value, drawn.sum(axis=1), min(languages, seeds))
+    return Effect(value, low, high, p, *ends, languages, seeds)
 
 
 def against(rows: pd.DataFrame, base: str, column: str = "method") -> pd.DataFrame:
@@ -191,6 +194,19 @@ def _middle(drawn: np.ndarray) -> tuple[float, float]:
         return NAN, NAN
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _crossed(value: float, drawn: np.ndarray, fewest: int) -> tuple[float, float]:
+    """95 % interval around a value from its bootstrap; NaN where `_middle` is, or for one unit.
+
+    fewest: units of the less numerous kind. Drawn from n of them, a spread comes out too small by
+    (n - 1) / n in its square, and Student's t knows how little n units tell. The middle of the
+    draws themselves left out 0 in 17 to 20 % of simulations with five seeds and no effect.
+    """
+    if fewest < 2 or np.isnan(_middle(drawn)).any():
+        return NAN, NAN
+    half = stats.t.ppf(0.975, fewest - 1) * np.nanstd(drawn) * np.sqrt(fewest / (fewest - 1))
+    return float(value - half), float(value + half)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
