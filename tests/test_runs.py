@@ -265,6 +265,15 @@ def test_override_wins_and_narrows_the_grid(root):
     ]
 
 
+def test_runs_that_an_override_makes_equal_are_one(root):
+    again = "- {notebook: 01_toy, name: again, parameters: {shots: 6}}\n  - notebook: 02_toy"
+    edit(root / "profiles" / "toy.yaml", "- notebook: 02_toy", again)
+    ids = [r.id.removeprefix("pocket_topics-") for r in runs.table("toy")]
+    assert ids == ["01_toy-4", "01_toy-8", "again", "02_toy", "99_final_figures"]
+    ids = [r.id.removeprefix("pocket_topics-") for r in runs.table("toy", shots=16)]
+    assert ids == ["01_toy-16", "02_toy", "99_final_figures"]
+
+
 def test_an_override_for_one_notebook_leaves_the_others_and_wins_there(root):
     given = runs.parse_overrides(["02_toy.shots=3", "shots=16"])
     assert [(r.id, r.parameters["shots"]) for r in runs.table("toy", **given)] == [
@@ -378,7 +387,7 @@ def test_run_name_replaces_the_notebook_in_the_id(root):
         ("data: auto", "data: hubb", r"data source 'hubb'; did you mean hub"),
         ("description", "descripton", r"toy.yaml"),
         ("data: auto", "dato: auto\ndata: auto", r"name in toy.yaml 'dato'; did you mean data"),
-        ("notebook: 02_toy", "notebook: 99_final_figures", r"two runs .* the id .*: give one"),
+        ("notebook: 02_toy", "notebook: 99_final_figures", r"two different runs .* the id .*: give one"),
         ("{lr: 5e-3}", "", r"toy.yaml: defaults = None"),
         ("real: sib200", "true: sib200", r"toy.yaml: datasets"),
         ("runs:", "runs: [", r"toy.yaml is not valid YAML"),
@@ -762,6 +771,9 @@ class TestGoodRun:
         keys = ("id", "fingerprint", "code_sha256", "source")
         assert [good.manifest[k] for k in keys] == [getattr(good.run, k) for k in keys]
 
+    def test_manifest_outside_of_git_names_no_commit(self, good):
+        assert good.manifest["commit"] is None
+
     def test_manifest_matches_the_rows(self, good):
         (path,) = (good.root / "papermill_runs").glob("one/*/results.jsonl")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -780,6 +792,22 @@ class TestGoodRun:
         (path,) = (good.root / "papermill_runs").glob("one/*/results.jsonl")
         first = json.loads(path.read_text().splitlines()[0])
         assert first["python"] == os.path.realpath(sys.executable)
+
+
+def test_the_commit_is_marked_where_code_differs_from_it(root):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", "notebooks", "profiles")
+    git("commit", "-qm", "all")
+    (root / "figures").mkdir(exist_ok=True)
+    (root / "figures" / "a.png").touch()  # what a run makes is no code
+    assert runs._commit() == git("rev-parse", "HEAD")
+    edit(root / "notebooks" / "02_toy.py", "shots: int = 8", "shots: int = 5")
+    assert runs._commit() == git("rev-parse", "HEAD") + "+"
 
 
 FAULTS = {
@@ -932,9 +960,13 @@ def summary(root, capsys):
     rows[-1]["language"] = "eng"
     rows.append(row(**same | dict(method="ltp", language="eng", value=50)))
     rows[-1]["selection"] = "best_dev_accuracy"
+    rows.append(row(**same, language="eng", value=10, length=5, selection="best_dev"))
+    rows[-1] |= dict(reparameterization="mlp", hidden=50)
     runs.finish(rows, str(place))
-    (root / "figures" / "one").mkdir(parents=True)
-    (root / "figures" / "one" / "a.svg").touch()
+    drawn = root / "figures" / "one" / "pocket_topics"
+    drawn.mkdir(parents=True)
+    (drawn / "a.png").touch()
+    (drawn / "a.svg").touch()
     edit(root / "profiles" / "one.yaml", "01_toy}", "01_toy}, {notebook: 02_toy}")
     runs.main(["summary", "one"])
     return [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -943,18 +975,21 @@ def summary(root, capsys):
 class TestSummary:
     def test_means_of_english_and_the_others_at_the_best_epoch(self, summary):
         # English (80 + 60) / 2 = 70; the others ((30 + 20) / 2 + 45) / 2 = 35
-        assert summary[1] == ["s", "b", "m", "8", "5", "3", "2", "70.0", "35.0"]
+        assert summary[1] == ["s", "b", "m", "8", "5", "-", "3", "2", "70.0", "35.0"]
 
     def test_what_is_not_there_is_a_dash(self, summary):
-        assert summary[2] == ["s", "b", "majority", "8", "-", "1", "1", "14.3", "-"]
+        assert summary[2] == ["s", "b", "majority", "8", "-", "-", "1", "1", "14.3", "-"]
 
     def test_an_epoch_kept_by_accuracy_counts(self, summary):
-        assert summary[3] == ["s", "b", "ltp", "8", "-", "1", "1", "50.0", "-"]
+        assert summary[3] == ["s", "b", "ltp", "8", "-", "-", "1", "1", "50.0", "-"]
+
+    def test_each_network_has_its_line(self, summary):
+        assert summary[4] == ["s", "b", "m", "8", "5", "mlp", "50", "1", "1", "10.0", "-"]
 
     def test_runs_without_results_and_figures_are_listed(self, summary):
-        assert summary[4:] == [
+        assert summary[5:] == [
             ["not", "run", "yet:", "pocket_topics-02_toy"],
-            ["figures/one/a.svg"],
+            ["figures/one/pocket_topics/a.png"],
         ]
 
 

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -246,8 +247,9 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
     """Return the runs of `profile`, fully checked, the final figures' fingerprint depending on all.
 
     `overrides` replace parameters wherever a notebook declares them, or in the one notebook of
-    `notebook.name`; `data` among them replaces the profile's data source. Raises InputError for
-    anything unknown, of the wrong type, declared by no notebook, or two runs with one id.
+    `notebook.name`; `data` among them replaces the profile's data source. Runs that overrides make
+    equal are one run, the first. Raises InputError for anything unknown, of the wrong type,
+    declared by no notebook, or two different runs with one id.
     """
     spec, entries = _profile(profile)
     asked = "data" in overrides
@@ -270,9 +272,15 @@ def table(profile: str, /, **overrides: object) -> list[Run]:
             values |= {"profile": profile, "data": source}
             code = codes[entry.notebook]
             run = Run(profile, f"{data}-{name}", entry.notebook, values, data, source, code)
-            if run.id in runs:
-                raise InputError(f"two runs of {profile} have the id {run.id}: give one a name")
-            runs[run.id] = replace(run, fingerprint=_fingerprint(run))
+            run = replace(run, fingerprint=_fingerprint(run))
+            again = bool(overrides) and run.fingerprint in {r.fingerprint for r in runs.values()}
+            if run.id in runs and not again:
+                raise InputError(
+                    f"two different runs of {profile} have the id {run.id}: give one a name in "
+                    "the profile, or override in one notebook only, as in 02_prompt_length.shots=4"
+                )
+            if not again:
+                runs[run.id] = run
     found = list(runs.values())
     return [replace(r, fingerprint=_fingerprint(r, needs(r, found))) for r in found]
 
@@ -442,8 +450,22 @@ def _fault(path: Path, error: Exception | None) -> str | None:
     return f"{at}: {why}" if error else None
 
 
-def _manifest(run: Run, closing: Mapping, seconds: float) -> dict:
+def _commit() -> str | None:
+    """The checkout's commit, with a + if code differs from it; None outside of git."""
+    code = ("xlcore", "notebooks/*.py")
+    try:
+        return _git("rev-parse", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", *code))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _manifest(run: Run, closing: Mapping, seconds: float, commit: str | None) -> dict:
     about = {
+        "commit": commit,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": [platform.system(), platform.machine(), f"Python {platform.python_version()}"],
         "seconds": round(seconds, 1),
@@ -455,7 +477,7 @@ def _manifest(run: Run, closing: Mapping, seconds: float) -> dict:
 
 def _execute_in(work: Path, run: Run) -> dict:
     """Execute and check a run in `work`, and leave there exactly what a result folder holds."""
-    started, error = time.monotonic(), None
+    started, commit, error = time.monotonic(), _commit(), None
     try:
         with tempfile.TemporaryDirectory() as home:
             _papermill(run, work, home)
@@ -463,7 +485,7 @@ def _execute_in(work: Path, run: Run) -> dict:
         error = caught
     if fault := _fault(work / "notebook.ipynb", error):
         raise RunError(fault) from error
-    manifest = _manifest(run, announced(work), time.monotonic() - started)
+    manifest = _manifest(run, announced(work), time.monotonic() - started, commit)
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
     (work / "manifest.json").write_text(text + "\n", encoding="utf-8")
     (work / "closing.json").unlink()
@@ -526,9 +548,12 @@ def _print_table(runs: list[Run]) -> None:
 def _summarize(run: Run) -> pd.DataFrame:
     """Accuracies averaged over seeds: English, and the mean of the other languages."""
     rows = pd.read_json(folder(run) / "results.jsonl", lines=True)
-    keys = ["study", "backbone", "method", "shots", "length"]
-    rows = rows.reindex(columns=[*keys, "selection", "metric", "language", "seed", "value"])
+    keys = ["study", "backbone", "method", "shots", "length", "network"]
+    both = ["reparameterization", "hidden"]
+    rows = rows.reindex(columns=[*keys, *both, "selection", "metric", "language", "seed", "value"])
     rows = rows[(rows.metric == "accuracy") & (rows.selection != "last")]
+    named = rows.reparameterization + " " + rows.hidden.map("{:.0f}".format)
+    rows["network"] = named.where(rows.hidden > 0)
     lines = []
     for key, part in rows.astype({"length": "Int64"}).groupby(keys, dropna=False, sort=False):
         means = part.groupby("language").value.mean()
@@ -543,7 +568,8 @@ def _print_summary(runs: list[Run]) -> None:
     if found:
         lines = pd.concat(found).round(1).astype(object)
         print(lines.where(lines.notna(), "-").to_string(index=False))
-    figures = sorted(p.as_posix() for p in Path("figures", runs[0].profile).glob("*"))
+    drawn = Path("figures", runs[0].profile, runs[0].data)
+    figures = sorted(p.as_posix() for p in drawn.glob("*") if p.suffix in (".png", ".md", ".csv"))
     print(*(f"not run yet: {run.id}" for run in runs if run not in there), *figures, sep="\n")
 
 
