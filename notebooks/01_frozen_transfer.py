@@ -36,6 +36,7 @@ tuned_rate: float = 1e-5  # of AdamW, for prompt and weights together
 scope: str = "body"  # which weights: body (without the embedding matrix, for 6 GiB), or all
 
 # %%
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,8 +45,9 @@ import pandas as pd
 import torch
 
 # %%
-from xlcore import artefacts, evaluation, figures, runs
+from xlcore import artefacts, checkpoints, evaluation, figures, runs
 from xlcore.backbones import weights_sha256
+from xlcore.errors import InputError
 from xlcore.languages import distances
 from xlcore.study import Study
 
@@ -159,8 +161,8 @@ figure = figures.compare_profile(both, f"{study.data.describe()}; {backbone}; n 
 
 # %% [markdown]
 # Compare only what is paired: a seed gives both sides the same sentences and the same start. Two
-# seeds make no useful interval, so the tuned side shows its seeds; `make reproduce PROFILE=full`
-# runs five on 52 languages.
+# seeds make no useful interval, so the tuned side shows its seeds; profile `full` has ten on 52
+# languages ([what it found](../figures/full/sib200/claims.md), C1 to C3).
 
 # %%
 methods = both[both.seed.isin(tuned_seeds)].assign(source=both.language == "eng")
@@ -194,14 +196,25 @@ frozen.corrwith(place, method="spearman").round(2).to_frame("each seed").T
 lowest = [min(row["dev_loss"] for row in one.history) for one in trained]
 j = lowest.index(min(lowest))  # the prompt with the lowest English dev loss
 best = artefacts.from_study(study, model, jobs[j], trained[j], rows)
-with TemporaryDirectory() as folder:
-    path = Path(folder, "prompt.safetensors")
-    artefacts.save(path, best.vectors, best.card)
-    again, size = artefacts.load(path, model), path.stat().st_size
+folder = TemporaryDirectory()
+path = Path(folder.name, "prompt.safetensors")
+artefacts.save(path, best.vectors, best.card)
+again = artefacts.load(path, model)
+
+# %%
 few = study.data.examples("eng", "dev").text[:8]
 scores = [evaluation.score(model, [x.vectors], few, study.verbalizer) for x in (best, again)]
 assert torch.equal(*scores)
-print(f"prompt of seed {jobs[j].seed}: {size / 1024:.0f} KiB with its card")
+print(f"prompt of seed {jobs[j].seed}: {path.stat().st_size / 1024:.0f} KiB with its card")
+
+# %%
+other = checkpoints.load("tiny-llama" if backbone == "tiny-gemma3" else "tiny-gemma3")
+try:
+    artefacts.load(path, other)
+    raise AssertionError("a prompt of one model was read for another")
+except InputError as refusal:
+    print(textwrap.fill(str(refusal).replace(f"{folder.name}/", ""), 100))
+folder.cleanup()
 
 # %% [markdown]
 # ## What we saw, and what to try

@@ -141,7 +141,8 @@ gap.round(1)
 #
 # - All lengths were trained on the same draws, each at the rate that English dev loss chose for it
 #   (`11_learning_rates`); only the length differs.
-# - With three seeds, differences of a few points between lengths are within the noise.
+# - With three seeds, differences of a few points between lengths are within the noise; profile
+#   `full` has ten and reaches 50 tokens ([what it found](../figures/full/sib200/claims.md), C4).
 #
 # **Exercises.** (1) Set `epochs = 20`: do long prompts catch up? (2) Set all `rates` to the
 # paper's `0.005`: whom does one rate for all favour? (3) Add `"last"` to `selections`.

@@ -71,6 +71,21 @@ by_hand = gamma * y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() + beta
 assert torch.allclose(prompt.vectors(), by_hand, atol=1e-5)
 
 # %% [markdown]
+# The residual MLP adds its input, $P = E + g(E)$ (Razdaibiedina et al. 2023). The LSTM reads $E$ in
+# both directions, so that positions see one another: $P = W_2\,\mathrm{ReLU}(W_1\,
+# \mathrm{BiLSTM}(E) + b_1) + b_2$ (Liu et al. 2021).
+
+# %%
+for kind in ("mlp", "residual_mlp", "lstm"):
+    network = Reparameterization(kind, width=8, hidden=3, seed=1, train_norm=False)
+    vectors = SoftPrompt(torch.rand(2, 8) - 0.5, network=network).vectors().detach()
+    print(f"{kind:<12} {tuple(vectors.shape)}, lengths", vectors.norm(dim=1).numpy().round(2))
+
+# %% [markdown]
+# While its LayerNorm is frozen, the MLP chooses directions only: each vector has length $\sqrt d$,
+# here 2.83. Plain vectors and the other two networks may have any length.
+
+# %% [markdown]
 # ## 2. The plan
 #
 # All networks see the same draws and start from the same vectors $E$; each has the learning rate
@@ -160,10 +175,20 @@ effects["group"] = effects.language.where(effects.language == "eng", "others")
 by_seed(effects, ["condition", "group"]).round(1)
 
 # %% [markdown]
+# The same for each language: is any of them helped or hurt, beyond what the seeds leave open?
+
+# %%
+each = by_seed(effects, ["condition", "language"])
+each = each.rename(columns={"condition": "group", "mean": "effect", "n": "seeds"})
+each["label"] = each.language.map(figures.name_of)
+figure = figures.effect_bars(each.assign(base="none"), about)
+
+# %% [markdown]
 # ## What we saw, and what to try
 #
-# - The network changes what is easy to learn, never what the decoder can be told.
-# - With few seeds, look at the intervals before naming a language that is helped or hurt.
+# - The network changes what is easy to learn; the frozen LayerNorm, what can be learned at all.
+# - With few seeds, intervals hold 0 almost everywhere; profile `full` has ten seeds and two widths
+#   ([what it found](../figures/full/sib200/claims.md), C5).
 #
 # **Exercises.** (1) Set `train_norm = True`: does a free gain matter? (2) Set `widths = [8, 50,
 # 200]`: how small may the network be? (3) Give `mlp` the rate of `none`: what happens?

@@ -37,7 +37,7 @@ loss: str = "vocabulary"  # over the full vocabulary, or over the label_words on
 reparameterization: str = "none"  # or mlp, residual_mlp, lstm
 hidden: int = 200  # width inside the reparameterization
 train_norm: bool = False  # whether the reparameterization's LayerNorm learns
-selections: list[str] = ["best_dev"]  # epochs to test: best_dev, last
+selections: list[str] = ["best_dev"]  # epochs to test: best_dev, last, or of a soft prompt both
 
 # %%
 import pandas as pd
@@ -60,6 +60,7 @@ plan = Study.plan(
     learning_rate=learning_rate, init=init, position=position, loss=loss,
     reparameterization=reparameterization, hidden=hidden, train_norm=train_norm,
 )  # fmt: skip
+plan.check_method(method, selections)
 tested = set(plan.data.frame.query("split == 'test'").index_id)
 assert all(not tested & {*d.train_ids, *d.dev_ids} for d in plan.draws)
 
@@ -80,7 +81,7 @@ if method == "soft_prompt":
     )
     rows = plan.evaluate(model, jobs, trained, study, selections)
 else:
-    rows, losses = plan.tune(model, method, study, scope, selections[0])
+    rows, losses = plan.tune(model, method, study, scope, selections)
 assert weights_sha256(model.model) == before
 
 # %%

@@ -41,13 +41,14 @@ finished = figures.read_runs(profile, data, root)
 # %% [markdown]
 # ## 1. The runs
 #
-# What was run, on what, for how long. A run's folder holds the full manifest: parameters, hashes of
-# code and data, versions.
+# What was run, on what, for how long, by which code: its commit, or its hash where that was made
+# outside of git. A run's folder holds the full manifest.
 
 # %%
 pd.DataFrame({
     name: {"backbone": m["facts"]["backbone"]["name"], "dtype": m["facts"]["backbone"]["dtype"],
-           "rows": len(rows), "minutes": round(m["seconds"] / 60, 1)}
+           "rows": len(rows), "minutes": round(m["seconds"] / 60, 1),
+           "code": (m.get("commit") or m["code_sha256"])[:8]}
     for name, (rows, m) in finished.items()
 }).T  # fmt: skip
 
@@ -182,25 +183,29 @@ for backbone in models:
 # By English dev loss, on draws that are used for nothing else.
 
 # %%
-tried = rows[(rows.study == "learning_rates") & (rows.shots == shots)]
+tried = rows[rows.study == "learning_rates"]
 plain = tried[tried.reparameterization == "none"]
 networks = tried.drop(plain.index).sort_values(["reparameterization", "hidden"])
-behind = plain[(plain.method == "soft_prompt") & (plain.position == "suffix")]
-by_length = behind.sort_values("length")
-named = plain.assign(condition=plain.method.where(plain.position == "suffix", "prompt in front"))
+switches = ["method", "position", "init", "loss"]
+told = [[x if k == "method" else f"{k}: {figures.readable(x)}"
+         for k, x in zip(switches, row, strict=True) if x != base[k]]
+        for row in plain[switches].itertuples(index=False)]  # fmt: skip
+named = plain.assign(condition=[", ".join(one) or base["method"] for one in told])
+by_length = named[named.condition == base["method"]].sort_values("length")
 widths = [f"{n.reparameterization} {n.hidden:.0f}" for n in networks.itertuples()]
+
+# %%
 grids = {
     "rates": named[named.length == length],
     "rates-of-lengths": by_length.assign(condition=[f"n = {n:.0f}" for n in by_length.length]),
     "rates-of-networks": networks.assign(condition=widths),
 }
-
-# %%
 for name, grid in grids.items():
-    for backbone, part in grid.groupby("backbone"):
+    for (backbone, k), part in grid.groupby(["backbone", "shots"]):
         if name == "rates" or part.condition.nunique() > 1:
-            figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {shots} shots.")
-            keep(figure, f"{backbone.split('/')[-1]}-{name}")
+            figure = figures.rate_grid(part, f"{described}; {models[backbone]}; {k} shots.")
+            keep(figure, f"{backbone.split('/')[-1]}-{name}" + f"-{k}-shots" * (k != shots))
+print(len(tried), "numbers from such grids in this profile")
 
 # %% [markdown]
 # And what a rate does to transfer, which was not looked at when choosing.
@@ -222,14 +227,17 @@ for backbone in models:
 # %%
 ledger = claims.ledger(rows, base)
 others = ledger[ledger.on == "others"].dropna(subset=["low"]) if len(ledger) else ledger
-shown = others.reindex(columns=["switch", "value", "languages", "seeds", "effect", "low", "high"])
-shown.set_index(["switch", "value"]).round(2)
+columns = ["switch", "value", "languages", "seeds", "effect", "low", "high", "p_holm"]
+others.reindex(columns=columns).set_index(["switch", "value"]).round(2)
 
 # %%
 others = others.rename(columns={"switch": "group", "value": "label"})
 for backbone, part in others.groupby("backbone") if len(others) else ():
     about = f"{described}; {models[backbone]}; mean of the languages other than English."
-    figure = figures.effect_bars(part.drop_duplicates(["group", "label"]), about)
+    twice = part.duplicated(["group", "label"], keep=False)  # measured in several studies
+    study = ", " + part.study.str.replace("_", " ")
+    part = part.assign(label=part.label.map(figures.readable) + study.where(twice, ""))
+    figure = figures.effect_bars(part, about)
     keep(figure, f"{backbone.split('/')[-1]}-ledger")
 
 # %% [markdown]
@@ -265,6 +273,7 @@ for (backbone, name, k), part in trained.groupby(["backbone", "data", "shots"]):
 # %%
 compared = nli[(nli.metric == "accuracy") & (nli.method != "majority")]
 references = nli[nli.method == "majority"].drop_duplicates(["data", "language"])
+print(len(compared), "accuracies of NLI methods in this profile")
 ways = {claims_ltp.ZERO_SHOT: "trained on English", claims_ltp.OWN: "each trained on itself"}
 for (backbone, name, study), part in compared.groupby(["backbone", "data", "study"]):
     about = f"{about_data(part)}; {models[backbone]}; {ways[study]}."
@@ -301,7 +310,8 @@ for (backbone, k), part in grid.groupby(["backbone", "shots"]):
 
 # %%
 verdicts = pd.concat([claims.judge(rows, base), claims_ltp.judge(nli)], ignore_index=True)
-verdicts[["claim", "backbone", "languages", "seeds", "effect", "low", "high", "verdict"]].round(2)
+shown = ["backbone", "shots", "languages", "seeds", "effect", "low", "high", "verdict"]
+verdicts.set_index(["claim", "what"])[shown].round(2)
 
 # %% [markdown]
 # ## 11. The numbers behind them

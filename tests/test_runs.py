@@ -387,7 +387,7 @@ def test_run_name_replaces_the_notebook_in_the_id(root):
         ("data: auto", "data: hubb", r"data source 'hubb'; did you mean hub"),
         ("description", "descripton", r"toy.yaml"),
         ("data: auto", "dato: auto\ndata: auto", r"name in toy.yaml 'dato'; did you mean data"),
-        ("notebook: 02_toy", "notebook: 99_final_figures", r"two different runs .* the id .*: give one"),
+        ("notebook: 02_toy", "notebook: 99_final_figures", r"two different runs .*: give one"),
         ("{lr: 5e-3}", "", r"toy.yaml: defaults = None"),
         ("real: sib200", "true: sib200", r"toy.yaml: datasets"),
         ("runs:", "runs: [", r"toy.yaml is not valid YAML"),

@@ -270,6 +270,30 @@ def test_tune_gives_the_rows_of_evaluate_for_every_seed_and_language(method):
     assert losses.groupby("seed").epoch.apply(list).to_dict() == {1: [1, 2], 2: [1, 2]}
 
 
+@pytest.mark.parametrize(
+    ("method", "selections", "given", "told"),
+    [
+        ("joint", ["last"], {}, "unknown method 'joint'.*joint_tuning"),
+        ("lora", ["best_dev", "last"], {}, "method lora is tested at one of best_dev, last"),
+        ("joint_tuning", [], {}, r"selections \[\]"),
+        ("fine_tuning", ["last"], dict(init="vocabulary"), "init 'vocabulary': method fine_tuning"),
+        ("prefix_tuning", ["last"], dict(position="prefix"), "leave it at 'suffix'"),
+        ("lora", ["last"], dict(reparameterization="mlp"), "leave it at 'none'"),
+    ],
+)
+def test_a_choice_that_a_method_cannot_follow_is_refused(method, selections, given, told):
+    with pytest.raises(InputError, match=told):
+        plan(**QUICK | given).check_method(method, selections)
+
+
+@pytest.mark.parametrize(
+    ("method", "selections"), [("soft_prompt", ["best_dev", "last"]), ("joint_tuning", ["last"])]
+)
+def test_a_method_with_a_prompt_takes_its_switches(method, selections):
+    one = plan(**QUICK, init="vocabulary", position="prefix", reparameterization="mlp")
+    one.check_method(method, selections)
+
+
 def test_every_condition_draws_the_same_sentences_and_never_a_test_one():
     drawn = []
     for given in (

@@ -479,8 +479,8 @@ def ledger(rows: pd.DataFrame, base: Mapping[str, object]) -> pd.DataFrame:
 
     Within a study, each condition that differs from `base` (see `judge`) in exactly one switch, on
     English and on the mean of the others that both have; low, high and p are Student's t over the
-    common seeds, p_holm is Holm's over all lines on the same languages (`on`). Raises InputError for an unknown switch and for rows that cannot be paired; says
-    which studies lack the base condition.
+    common seeds, p_holm is Holm's over all lines of one `on`. Raises InputError for an unknown
+    switch and for rows that cannot be paired; says which studies lack the base condition.
     """
     rows, base = _checked(rows, base)
     out = []

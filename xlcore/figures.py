@@ -292,7 +292,8 @@ def _each_language(ax: Axes, rows: pd.DataFrame, source: str, by: str) -> tuple[
     others = ends.index.drop(source, errors="ignore")
     named = others if few else others[np.r_[:5, -5:0]]
     own = [look for look in LOOKS if look[0] != ORANGE]  # which is English's
-    looks = dict(zip(named, cycle(own))) | {source: (ORANGE, "D")}
+    again = [(own[i][0], own[i - 1][1]) for i in range(len(own))]  # the same colours, other markers
+    looks = dict(zip(named, cycle(own + again))) | {source: (ORANGE, "D")}
     for code, line in table.groupby("language"):
         colour, marker = looks.get(code, (LIGHT, ""))
         there = {"lw": 1.5 if code == source else 1, "zorder": 2 if code in looks else 1.5}
@@ -681,7 +682,8 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
 
     table: label, effect, low, high (points), group: a panel each, under one another, or side by
     side where most labels are shared (languages, say); perhaps base, what a group is compared with,
-    languages and seeds, both told in its title. Raises InputError for a label twice in one.
+    languages and seeds, told in its title, or beside each label where they differ. Raises
+    InputError for a label twice in one.
     """
     _checked(table, ["group", "label"], "effect", "low", "high")
     groups = table.groupby("group", sort=False)
@@ -696,7 +698,8 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
         labels = shared if beside else list(part.label)
         _intervals(ax, part, part.label.map(labels.index))
         ax.set_title(readable(group) + _told(part), fontsize="medium", loc="left")
-        ax.set_yticks(range(len(labels)), map(readable, labels), fontsize=size)
+        names = map(readable, labels) if beside else map(str.__add__, *_apart(part))
+        ax.set_yticks(range(len(labels)), names, fontsize=size)
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes[-1]:
         ax.set_xlabel("effect (points)")
@@ -715,6 +718,14 @@ def _told(part: pd.DataFrame) -> str:
         number = f"{low}" if low == high else f"{low} to {high}"
         told.append(f"{number} {name if high > 1 else name.removesuffix('s')}")
     return f" ({'; '.join(told)})" if told else ""
+
+
+def _apart(part: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return a group's labels, and what each rests on where the group's title cannot tell it."""
+    mixed = [n for n in ("languages", "seeds") if n in part and part[n].nunique() > 1]
+    counts = [", ".join(f"{n} {name}" for name, n in zip(mixed, row, strict=True))
+              for row in part[mixed].itertuples(index=False)]  # fmt: skip
+    return [*map(readable, part.label)], [f" ({one})" if one else "" for one in counts]
 
 
 def _intervals(ax: Axes, part: pd.DataFrame, place: pd.Series) -> None:

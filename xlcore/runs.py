@@ -460,7 +460,8 @@ def _commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _manifest(run: Run, closing: Mapping, seconds: float, commit: str | None) -> dict:

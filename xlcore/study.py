@@ -29,6 +29,8 @@ from xlcore.prompts import (
 )
 from xlcore.training import SELECTIONS, Job, Labelled, Settings, Trained, TrainingDiverged, fit
 
+PROMPTED = ("soft_prompt", "joint_tuning")  # methods that train a soft prompt
+
 
 class Planned:
     """What every study knows: its checked data and its model, perhaps not yet its weights."""
@@ -157,6 +159,23 @@ class Study(Planned):
         """Load the weights; prints the device and dtype chosen."""
         return self.checkpoint.load(self.device, self.dtype)
 
+    def check_method(self, method: str, selections: Sequence[str]) -> None:
+        """Refuse an unknown method, and a choice that would change nothing yet stand in its rows.
+
+        A tuned model is tested at one epoch, for each would be a copy of its own; a method without
+        a soft prompt has no init, position or reparameterization. Raises InputError.
+        """
+        choose("method", method, ["soft_prompt", *tuning.TUNERS])
+        if method != "soft_prompt" and len(selections) != 1:
+            told = f"method {method} is tested at one of {', '.join(SELECTIONS)}"
+            raise InputError(f"selections {list(selections)!r}: {told}")
+        own = [] if method in PROMPTED else ["init", "position", "reparameterization"]
+        for name in own:
+            given, default = getattr(self, name), getattr(Study, name)
+            if given != default:
+                told = f"method {method} has no soft prompt; leave it at {default!r}"
+                raise InputError(f"{name} {given!r}: {told}")
+
     @property
     def room(self) -> int:
         """Text tokens that the shortest prompt and the end token leave room for."""
@@ -223,16 +242,19 @@ class Study(Planned):
         method: str,
         study: str,
         scope: str = "all",
-        selection: str = "best_dev",
+        selections: Sequence[str] = ("best_dev",),
         progress: bool = True,
-    ) -> tuple[pd.DataFrame, list[tuning.Tuned]]:
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Train and score a method of `tuning.TUNERS` on the same draws, one job after the other.
 
         Returns rows like those of `evaluate`, and every epoch's losses (seed, epoch, train_loss,
         dev_loss, dev_accuracy, kept). `scope`: the weights that full tuning moves, "all" or "body".
-        The backbone given is not touched, and only one tuned copy is held at a time.
+        The backbone given is not touched, and only one tuned copy is held at a time. Raises
+        InputError as `check_method`.
         """
-        scored, losses = [], []
+        self.check_method(method, selections)
+        choose("method", method, tuning.TUNERS)
+        (selection,), scored, losses = selections, [], []
         for job in self.jobs(backbone):
             tuned = tuning.tune(
                 self.checkpoint.fresh, backbone, job, method, self.verbalizer, self.settings,
@@ -261,7 +283,7 @@ class Study(Planned):
         Columns: learning_rate, seed, epoch, train_loss, dev_loss, dev_accuracy. A rate at which a
         loss is not finite is printed and has one row a seed with empty losses.
         """
-        choose("method", method, ["soft_prompt", *tuning.TUNERS])
+        self.check_method(method, ["best_dev"])
         found = []
         for rate in rates:
             jobs = [replace(job, learning_rate=rate) for job in self.jobs(backbone)]
