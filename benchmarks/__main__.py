@@ -17,10 +17,14 @@ from torch.nn.functional import pad as pad_to
 
 from xlcore import checkpoints
 from xlcore.backbones import Backbone, Tokens, pad
-from xlcore.prompts import Layout
+from xlcore.prompts import Layout, Verbalizer
+from xlcore.training import label_loss
 
-LENGTHS = (1, 2, 5, 10, 20)
-SEEDS = 2
+STUDIES = {  # prompts that train on one draw: the study of lengths, and the main condition
+    "10 prompts of 1, 2, 5, 10, 20 tokens": (1, 2, 5, 10, 20) * 2,
+    "10 prompts of 5 tokens": (5,) * 10,
+}
+WORDS = Verbalizer(tuple("abcdefg"), tuple("abcdefg"), tuple(range(10, 17)))
 B, T = 8, 40  # texts a batch and tokens a text, about SIB-200's English mean
 RELEASED = 128  # tokens that the released SPT code pads every text to
 
@@ -48,33 +52,37 @@ def prompts(backbone: Backbone, lengths: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(sum(lengths), backbone.width, device=backbone.device).requires_grad_()
 
 
-def training(backbone: Backbone) -> list[tuple[str, float, str]]:
-    """Compare one gradient step of all prompts: together, one by one, and with the text carried."""
+def training(backbone: Backbone, what: str) -> list[tuple[str, float, str]]:
+    """Compare a step's loss and gradient for all prompts: together, one by one, the text carried.
+
+    The loss is over the full vocabulary, on all sides.
+    """
     tokens = texts(backbone)
-    states = backbone.encode(tokens)
-    lengths = LENGTHS * SEEDS
+    states, lengths = backbone.encode(tokens), STUDIES[what]
     whole = prompts(backbone, lengths)
     parts = [p.detach().requires_grad_() for p in whole.split(list(lengths))]
+    labels = torch.arange(B) % len(WORDS.labels)
+
+    def learn(hidden: torch.Tensor) -> None:
+        label_loss(backbone, hidden, labels, WORDS, "vocabulary").mean(0).sum().backward()
 
     def together() -> None:
-        backbone.prompt_states(states, whole, Layout(lengths)).float().sum().backward()
+        learn(backbone.prompt_states(states, whole, Layout(lengths)))
 
     def one_by_one() -> None:
         for part in parts:
-            layout = Layout((len(part),))
-            backbone.prompt_states(states, part, layout).float().sum().backward()
+            learn(backbone.prompt_states(states, part, Layout((len(part),))))
 
     def carried(tokens: Tokens) -> None:
         for part in parts:
-            layout = Layout((len(part),))
-            backbone.whole_pass(tokens, part, layout).float().sum().backward()
+            learn(backbone.whole_pass(tokens, part, Layout((len(part),))))
 
     wide = Tokens(*(pad_to(x, (0, RELEASED - T)) for x in (tokens.ids, tokens.mask)))
     ways = (together, one_by_one, partial(carried, tokens), partial(carried, wide))
     fast, slow, plain, padded = fastest(*ways)
-    what = f"{len(lengths)} prompts ({sum(lengths)} tokens) on {B} texts of {T} tokens"
+    whole_name = f"training step, {what} on {B} texts of {T} tokens: together / one after the other"
     return [
-        (f"training step, {what}: together / one after the other", fast / slow, f"{fast:.2f} s"),
+        (whole_name, fast / slow, f"{fast:.2f} s"),
         ("the same: together / carrying the text through the step", fast / plain, f"{plain:.2f} s"),
         (
             f"the same, the text padded to {RELEASED} tokens as in the released code",
@@ -106,7 +114,7 @@ def evaluation(backbone: Backbone) -> list[tuple[str, float, str]]:
 
 def main(names: list[str]) -> None:
     backbone = checkpoints.load(names[0] if names else checkpoints.GEMMA)
-    rows = training(backbone) + evaluation(backbone)
+    rows = [row for what in STUDIES for row in training(backbone, what)] + evaluation(backbone)
     lines = [
         "# Benchmarks",
         "",

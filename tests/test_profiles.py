@@ -8,13 +8,15 @@ import pytest
 from xlcore import runs
 
 ROOT = Path(__file__).parents[1]
-CONDITION = ["method", "shots", "length", "init", "position", "loss", "reparameterization", "hidden"]
-BASE = ("soft_prompt", 8, 5, "uniform", "suffix", "vocabulary", "none", 0)
+BASE = dict(
+    method="soft_prompt", shots=8, length=5, init="uniform", position="suffix", loss="vocabulary",
+    reparameterization="none", hidden=0,
+)  # fmt: skip
 
 
 def condition(**given) -> tuple:
     """A condition by name, the base one where nothing is said; hidden is 0 without a network."""
-    values = dict(zip(CONDITION, BASE, strict=True)) | {k: given[k] for k in CONDITION if k in given}
+    values = {name: given.get(name, value) for name, value in BASE.items()}
     values["hidden"] *= values["reparameterization"] != "none"
     return tuple(values.values())
 
@@ -25,7 +27,7 @@ def chosen() -> dict[tuple, float]:
     files = (ROOT / "papermill_runs/full").glob("sib200-rates-*/results.jsonl")
     tried = pd.concat(pd.read_json(path, lines=True) for path in files)
     tried = tried[tried.study == "learning_rates"]
-    keys = [condition(**row) for row in tried[CONDITION].to_dict("records")]
+    keys = [condition(**row) for row in tried[[*BASE]].to_dict("records")]
     means = tried.assign(key=keys).groupby(["key", "learning_rate"]).value.mean()
     return {key: part.idxmin()[1] for key, part in means.groupby("key")}
 
@@ -54,6 +56,6 @@ def test_every_run_of_profile_full_has_the_rate_that_its_grid_chose(chosen, monk
         (run.id, key, rate)
         for run in trained
         for key, rate in used(run).items()
-        if rate != pytest.approx(chosen.get(key, chosen[BASE]))
+        if rate != pytest.approx(chosen.get(key, chosen[condition()]))
     ]
     assert wrong == []
