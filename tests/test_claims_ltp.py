@@ -180,6 +180,7 @@ def test_transfer_from_another_language_is_left_out():
         (LEVELS, "supported"),
         (LEVELS | dict(fine_tuning=35), "undecided"),
         (LEVELS | dict(ltp=30), "contradicted"),
+        (LEVELS | dict(fine_tuning=90), "contradicted"),  # LTP closes a small part of the gap
     ],
 )
 def test_c10_needs_a_weak_prompt_and_a_ticket_above_it(levels, verdict):

@@ -97,18 +97,26 @@ def _name(method: str) -> str:
     return {"lora": "LoRA", "bitfit": "BitFit"}.get(method, short.replace("_", " "))
 
 
-def _compared(case: Case, pairs: list[tuple[str, str]]) -> list[tuple]:
-    """What was measured, its effect with Holm's p, the test, verdict and rows of each pair."""
-    rows = [[_of(case, a), _of(case, b)] for a, b in pairs]
-    effects = [st.effect(st.paired(*both, common_seeds=True)) for both in rows]
-    adjusted = st.holm([one.p for one in effects])
-    where, out = STUDIES[case.base["study"]].split()[0], []
-    for pair, both, one, p in zip(pairs, rows, effects, adjusted, strict=True):
-        first, second = map(_name, pair)
-        what = f"{where} advantage of {first} over {second} on the mean without English, in points"
-        tested = f"t over seeds, Holm over {len(pairs)}"
+def _advantage(case: Case, first: str, second: str) -> tuple[str, pd.DataFrame, list]:
+    """What one method gains over another: in words, as differences, and the rows behind them."""
+    both = [_of(case, first), _of(case, second)]
+    table = st.paired(*both, common_seeds=True)
+    return _words(case, _name(first), _name(second)), table, both
+
+
+def _words(case: Case, first: str, second: str) -> str:
+    where = STUDIES[case.base["study"]].split()[0]
+    return f"{where} advantage of {first} over {second} on the mean without English, in points"
+
+
+def _tested(measured: list[tuple[str, pd.DataFrame, list]]) -> list[tuple]:
+    """What was measured, its effect with Holm's p, the test, verdict and rows of each."""
+    effects = [st.effect(table) for _, table, _ in measured]
+    adjusted, out = st.holm([one.p for one in effects]), []
+    for (what, _, rows), one, p in zip(measured, effects, adjusted, strict=True):
+        tested = f"t over seeds, Holm over {len(measured)}"
         verdict = one.verdict(1) if p < 0.05 else "undecided"
-        out.append((what, one._replace(p=p), tested, verdict, both))
+        out.append((what, one._replace(p=p), tested, verdict, rows))
     return out
 
 
@@ -128,7 +136,7 @@ def _beats(case: Case) -> Iterator[dict]:
     run = [m for m in BASELINES if (case.rows.method == m).any()]
     if not run:
         raise Missing("a method beside ltp")
-    found = sorted(_compared(case, [("ltp", m) for m in run]), key=lambda x: x[1].value)
+    found = sorted(_tested([_advantage(case, "ltp", m) for m in run]), key=lambda x: x[1].value)
     whole = _together([verdict for *_, verdict, _ in found])
     lacking = ", ".join(_name(m) for m in BASELINES if m not in run)
     whole = "undecided" if lacking and whole == "supported" else whole
@@ -142,13 +150,16 @@ def _beats(case: Case) -> Iterator[dict]:
 
 
 def _closes(case: Case) -> Iterator[dict]:
-    """C10: LTP above the prompt alone, and the prompt alone below full fine-tuning."""
-    found = _compared(case, [("ltp", "prompt_only"), ("fine_tuning", "prompt_only")])
+    """C10: the prompt alone is below full fine-tuning, and LTP closes more than half of that gap."""
+    ltp, full = (_advantage(case, method, "prompt_only") for method in ("ltp", "fine_tuning"))
+    gained, gap = ltp[1].align(full[1], join="inner")
+    middle = _words(case, "LTP", "the middle of fine tuning and prompt only")
+    found = _tested([ltp, full, (middle, gained - gap / 2, [*ltp[2], *full[2]])])
     above = st.effect(st.grid(_of(case, "prompt_only")) - case.chance)
     level = f"the prompt alone is {above.value:+.1f} points above chance"
     whole = _together([verdict for *_, verdict, _ in found])
     for i, (what, effect, test, verdict, rows) in enumerate(found):
-        notes = [*_seeds(case), level] + ["the verdict is that over both halves"] * (not i)
+        notes = [*_seeds(case), level] + ["the verdict is that over all three"] * (not i)
         yield case.line(what, effect, test, verdict if i else whole, *rows, notes=notes)
 
 
