@@ -158,7 +158,8 @@ for case in claims.cases(rows, base):
 for backbone in models:
     part = condition("prompt_length", backbone, length=None)
     if len(part):
-        about = f"{described}; {models[backbone]}, frozen; {shots} shots."
+        own = "; each length at its own learning rate" * (part.learning_rate.nunique() > 1)
+        about = f"{described}; {models[backbone]}, frozen; {shots} shots{own}."
         figure = figures.length_curves(part, about)
         keep(figure, f"{backbone.split('/')[-1]}-length")
 
@@ -364,7 +365,10 @@ behind = verdicts[verdicts.run != ""].groupby("claim").run.agg(", ".join)
 behind = {claim: sorted({*text.split(", ")}) for claim, text in behind.items()}
 if run_dir:
     manifests = {name: manifest for name, (_, manifest) in finished.items()}
-    calls = {c: runs.command(*map(manifests.get, names)) for c, names in behind.items()}
+    final = f"make run PROFILE={profile} RUN={data_name}-99_final_figures"  # judges them
+    calls = {
+        c: f"{runs.command(*map(manifests.get, names))} && {final}" for c, names in behind.items()
+    }
     every = claims.CLAIMS | claims_ltp.CLAIMS
     page = claims.page(verdicts, shown, f"make reproduce PROFILE={profile}", calls, every)
     (target / "claims.md").write_text(page, encoding="utf-8")

@@ -150,7 +150,7 @@ def _beats(case: Case) -> Iterator[dict]:
 
 
 def _closes(case: Case) -> Iterator[dict]:
-    """C10: the prompt alone is below full fine-tuning, and LTP closes more than half of that gap."""
+    """C10: the prompt alone is below full tuning, and LTP closes more than half of that gap."""
     ltp, full = (_advantage(case, method, "prompt_only") for method in ("ltp", "fine_tuning"))
     gained, gap = ltp[1].align(full[1], join="inner")
     middle = _words(case, "LTP", "the middle of fine tuning and prompt only")

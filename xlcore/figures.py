@@ -157,12 +157,14 @@ def _panels(high: int, wide: int, height: float, **options: object) -> tuple[Fig
     return plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained", **options)
 
 
-def _small(names: Iterable[str], most: int, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+def _small(
+    names: Iterable[str], most: int, x: str, y: str, sharex: bool = True
+) -> tuple[Figure, dict[str, Axes]]:
     """Small multiples: a panel a name, at most `most` in a row, labelled on the outside."""
     names = list(names)
     high = -(-len(names) // most)
     wide = -(-len(names) // high)
-    figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=True, sharey=True)
+    figure, axes = _panels(high, wide, 1.1 + 1.5 * high, sharex=sharex, sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
         ax.set_title(readable(name), fontsize="medium", loc="left")
     for ax in axes[:, 0]:
@@ -530,12 +532,12 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
     name = name.replace(" (nats)", "\n(nats, log scale)")
     labels = ("learning rate (log scale)", f"English {name}")
     if len(looks) > LINES:
-        figure, panels = _small(looks, 3, *labels)
+        figure, panels = _small(looks, 3, *labels, sharex=False)
     else:
         figure, [[ax]] = _panels(1, 1, 3.2)
         panels = dict.fromkeys(looks, ax)
         ax.set(xlabel=labels[0], ylabel=labels[1])
-    best = [_rates(panels[c], shown[shown.condition == c], sign, look) for c, look in looks.items()]
+    best = {c: _rates(panels[c], shown[shown.condition == c], sign, looks[c]) for c in looks}
     for ax in dict.fromkeys(panels.values()):
         ax.set_xscale("log")
         if metric == "dev_loss":
@@ -547,7 +549,9 @@ def rate_grid(rows: pd.DataFrame, about: str, metric: str = "dev_loss") -> Figur
     caption(figure, f"{about} {told}", rows)
     figure.draw_without_rendering()  # how many numbers there is room for depends on the layout
     for ax in dict.fromkeys(panels.values()):
-        _rate_ticks(ax, shown.learning_rate.unique(), best)
+        own = [c for c in looks if panels[c] is ax]
+        tried = shown.learning_rate[shown.condition.isin(own)].unique()
+        _rate_ticks(ax, tried, [best[c] for c in own])
     return figure
 
 
@@ -555,7 +559,8 @@ def _rates(ax: Axes, part: pd.DataFrame, sign: float, look: tuple[str, str, str]
     """Draw one condition's seeds and means, the best one ringed; return its rate."""
     label, colour, marker = look
     table = by_seed(part, ["learning_rate"]).sort_values("learning_rate")
-    ax.plot(part.learning_rate, part.value, "o", color=colour, ms=3, alpha=0.4, mec="none")
+    seeds = {"ms": 3, "alpha": 0.7, "mec": "white", "mew": 0.4, "zorder": 3}  # above the means
+    ax.plot(part.learning_rate, part.value, "o", color=colour, **seeds)
     line = {"marker": marker, "color": colour, "ms": 4, "lw": 1.2, "label": label}
     ax.plot(table.learning_rate, table["mean"], **line)
     best = table.loc[(sign * table["mean"]).where(table.n == table.n.max()).idxmax()]
