@@ -565,8 +565,9 @@ def test_effect_bars_name_the_base_and_say_that_nothing_is_corrected():
 def test_effect_bars_say_what_each_group_rests_on():
     table = ledger(["a", "b"], groups=["init"]).assign(languages=[7, 51], seeds=1)
     (ax,) = figures.effect_bars(table.assign(base="none"), "").axes
-    told = "initialization (base: no network; 7 to 51 languages; 1 seed)"
-    assert ax.get_title(loc="left") == told
+    assert ax.get_title(loc="left") == "initialization (base: no network; 1 seed)"
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert names == ["a (7 languages)", "b (51 languages)"]
 
 
 def test_effect_bars_put_groups_of_the_same_labels_side_by_side():

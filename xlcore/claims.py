@@ -251,7 +251,7 @@ def _rates(rows: pd.DataFrame) -> list[str]:
 
 
 def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, list[pd.DataFrame]]]:
-    """By reparameterization the differences from none, and the rows behind them, SPT's own first.
+    """By reparameterization the differences from none, and the rows behind them, in `_order`.
 
     changes: as of `Case.pick`, held on both sides.
     """
@@ -261,11 +261,17 @@ def _variants(case: Case, **changes: object) -> dict[str, tuple[pd.DataFrame, li
     parts = networks.groupby(["reparameterization", "hidden"], dropna=False)
     out = {
         f"{kind} ({hidden:.0f})": (_difference(part, none), [part, none])
-        for (kind, hidden), part in sorted(parts, key=lambda found: NETWORKS.index(found[0][0]))
+        for (kind, hidden), part in sorted(parts, key=_order)
     }
     if not out:
         raise Missing("a reparameterization")
     return out
+
+
+def _order(found: tuple) -> tuple:
+    """By network, the paper's first; of one, the wider first: 200 is the paper's example."""
+    (kind, hidden), _ = found
+    return NETWORKS.index(kind), -hidden
 
 
 def _last_epoch(case: Case) -> dict[str, str]:

@@ -702,7 +702,7 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     for ax, (group, part) in zip(axes.flat, groups, strict=True):
         labels = shared if beside else list(part.label)
         _intervals(ax, part, part.label.map(labels.index))
-        ax.set_title(readable(group) + _told(part), fontsize="medium", loc="left")
+        ax.set_title(readable(group) + _told(part, beside), fontsize="medium", loc="left")
         names = map(readable, labels) if beside else map(str.__add__, *_apart(part))
         ax.set_yticks(range(len(labels)), names, fontsize=size)
         ax.set_ylim(len(labels) - 0.5, -0.5)
@@ -715,10 +715,14 @@ def effect_bars(table: pd.DataFrame, about: str) -> Figure:
     return figure
 
 
-def _told(part: pd.DataFrame) -> str:
-    """Return what a group is compared with and rests on, in brackets, "" if its table is silent."""
+def _told(part: pd.DataFrame, mixed: bool) -> str:
+    """Return what a group is compared with and rests on, in brackets, "" if its table is silent.
+
+    mixed: whether counts that differ are told, too.
+    """
     told = [f"base: {readable(part.base.iloc[0])}"] if "base" in part else []
-    for name in [name for name in ("languages", "seeds") if name in part]:
+    counts = [name for name in ("languages", "seeds") if name in part]
+    for name in [name for name in counts if mixed or part[name].nunique() == 1]:
         low, high = part[name].min(), part[name].max()
         number = f"{low}" if low == high else f"{low} to {high}"
         told.append(f"{number} {name if high > 1 else name.removesuffix('s')}")
