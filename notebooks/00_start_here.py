@@ -163,7 +163,7 @@ table.round(1)
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.4))
 shown = table.rename(index=figures.name_of)
-shown.plot.bar(ax=ax, color=[figures.GREY, figures.BLUE], rot=0, width=0.75)
+shown.plot.bar(ax=ax, color=[figures.GREY, figures.BLUE], rot=0, width=0.75, legend=False)
 ax.axhline(100 / len(words.labels), color="black", ls=":", lw=1, label="chance")
 ax.set(xlabel="", ylabel="accuracy (%)", ylim=(0, 100))
 ax.grid(axis="x", visible=False)

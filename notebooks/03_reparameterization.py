@@ -179,9 +179,9 @@ by_seed(effects, ["condition", "group"]).round(1)
 
 # %%
 each = by_seed(effects, ["condition", "language"])
-each = each.rename(columns={"condition": "group", "mean": "effect", "n": "seeds"})
+each = each.rename(columns={"condition": "group", "mean": "effect"}).drop(columns="n")
 each["label"] = each.language.map(figures.name_of)
-figure = figures.effect_bars(each.assign(base="none"), about)
+figure = figures.effect_bars(each, f"{about} Difference from no network; {len(seeds)} seeds.")
 
 # %% [markdown]
 # ## What we saw, and what to try
