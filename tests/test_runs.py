@@ -335,6 +335,13 @@ def test_the_command_makes_the_same_run_again_and_no_other(root, monkeypatch):
     assert found[0].parameters == wanted["parameters"]
 
 
+def test_the_command_of_a_run_beyond_the_grid_sets_its_value(root, monkeypatch):
+    wanted = runs.table("toy", shots=16)[0]
+    call = runs.command(asdict(wanted))
+    assert call == 'make run PROFILE=toy RUN=pocket_topics-01_toy-16 SET="shots=16"'
+    assert executed(call, monkeypatch)[0].parameters == wanted.parameters
+
+
 def test_runs_that_are_set_alike_share_a_command(root, monkeypatch):
     plan = [asdict(run) for run in runs.table("toy")[:3]]
     plan[1] = manifest(lr=0.1)

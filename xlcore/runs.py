@@ -307,17 +307,17 @@ def _changes(manifest: Mapping) -> str:
     """What a finished run sets otherwise than its profile does today, as name=value words."""
     spec, entries = _profile(manifest["profile"])
     kind = "embedded" if manifest["source"] == "embedded" else "real"
-    model = parameters(manifest["notebook"])
-    planned = {
-        f"{manifest['data']}-{name}": values
-        for entry in entries
-        if entry.notebook == manifest["notebook"]
-        for name, values in _points(entry, kind, model, spec.defaults, {})
-    }
+    model, given, planned = parameters(manifest["notebook"]), manifest["parameters"], {}
+    for entry in (e for e in entries if e.notebook == manifest["notebook"]):
+        point = {n: given[n] for n in entry.grid if n in given}  # perhaps not one of the grid's own
+        beyond = {n for n, value in point.items() if value not in entry.grid[n]}
+        for name, values in _points(entry, kind, model, spec.defaults, point):
+            planned[f"{manifest['data']}-{name}"] = values, beyond
     if manifest["id"] not in planned:
         raise InputError(f"profile {manifest['profile']} has no run {manifest['id']} any more")
-    given, today = manifest["parameters"], planned[manifest["id"]]
-    changed = {n: given[n] for n in given if n in model.model_fields and given[n] != today[n]}
+    today, beyond = planned[manifest["id"]]
+    own = [n for n in given if n in model.model_fields]
+    changed = {n: given[n] for n in own if given[n] != today[n] or n in beyond}
     if kind == "real" and spec.data in ("auto", "embedded"):
         changed["data"] = manifest["source"]
     texts = [f"{n}={json.dumps(v, separators=(',', ':'))}" for n, v in changed.items()]
