@@ -103,7 +103,7 @@ def survivors() -> list[str]:
 
 
 def rounding() -> list[str]:
-    frozen = others("sib200-frozen-8", "eng deu fra zho arb hin tur swh".split())
+    frozen = others("sib200-frozen-8", ["eng", "deu", "fra", "zho", "arb", "hin", "tur", "swh"])
     beside = pd.concat(
         others(run, method="soft_prompt", reparameterization="none")
         for run in ("sib200-03_reparameterization", "sib200-networks-more-seeds")
