@@ -1000,6 +1000,15 @@ class TestSummary:
         ]
 
 
+def test_rows_without_a_word_of_networks_or_epochs_have_a_summary(root, capsys):
+    place = older_results(one_run(root))
+    same = dict(metric="accuracy", study="s", backbone="b", method="m", shots=8, seed=1)
+    runs.finish([row(**same, language="eng", value=80)], str(place))
+    runs.main(["summary", "one"])
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line == ["s", "b", "m", "8", "-", "-", "1", "1", "80.0", "-"]
+
+
 # ---- workflow ------------------------------------------------------------------------------------
 
 

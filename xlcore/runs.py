@@ -553,8 +553,8 @@ def _summarize(run: Run) -> pd.DataFrame:
     both = ["reparameterization", "hidden"]
     rows = rows.reindex(columns=[*keys, *both, "selection", "metric", "language", "seed", "value"])
     rows = rows[(rows.metric == "accuracy") & (rows.selection != "last")]
-    named = rows.reparameterization + " " + rows.hidden.map("{:.0f}".format)
-    rows["network"] = named.where(rows.hidden > 0)
+    named = zip(rows.reparameterization, rows.hidden, strict=True)
+    rows["network"] = [f"{kind} {width:.0f}" if width > 0 else None for kind, width in named]
     lines = []
     for key, part in rows.astype({"length": "Int64"}).groupby(keys, dropna=False, sort=False):
         means = part.groupby("language").value.mean()
