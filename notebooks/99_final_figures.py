@@ -34,7 +34,7 @@ from xlcore import claims, claims_ltp, figures, runs
 from xlcore.statistics import summary
 
 figures.style()
-pd.set_option("display.width", 120)
+pd.set_option("display.width", 200)
 root = figures.repository()
 finished = figures.read_runs(profile, data, root)
 
