@@ -41,8 +41,8 @@ finished = figures.read_runs(profile, data, root)
 # %% [markdown]
 # ## 1. The runs
 #
-# What was run, on what, for how long, by which code: its commit, or its hash where that was made
-# outside of git. A run's folder holds the full manifest.
+# What was run, on what, for how long, by which code: its commit, or its hash where none was
+# recorded. A run's folder holds the full manifest.
 
 # %%
 pd.DataFrame({
